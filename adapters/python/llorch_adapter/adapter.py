@@ -1,0 +1,123 @@
+"""What an adapter supplies."""
+
+import argparse
+
+import numpy as np
+
+from . import sampling
+from .errors import InputError, UnsupportedError
+from .points import Globs, all_points
+
+PROTOCOL_VERSION = 1
+
+
+class Session:
+    """One run's forward passes over one key/value cache. A context manager."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def forward(self, ids):
+        """Feeds `ids` after what was fed before; returns the last row of logits, an array [V].
+
+        Every point from `embeddings` to `logits` is shown to the probe on the way.
+        """
+        raise NotImplementedError
+
+
+class Adapter:
+    """Name, claims and behaviour of one implementation. Subclasses fill in what differs."""
+
+    name = ""
+    worth = "kernels"
+    capabilities = ("capture", "generate")
+    variants = ()
+    unsupported = ()  # [{"point": glob, "reason": why}]
+    not_injectable = ()  # the same, for adapters with the capability `inject`
+    recipes = {}
+    deviations = ()
+
+    def __init__(self, variant=None):
+        self.variant = variant
+        self.dims = None  # set by load
+        self.numpy_dtype = np.float32
+
+    def version(self):
+        """Versions of what is being run. Asked before anything heavy is imported."""
+        raise NotImplementedError
+
+    def load(self, folder, dtype, threads):
+        """Loads a model folder and sets `dims` and `numpy_dtype`."""
+        raise NotImplementedError
+
+    def session(self, probe):
+        """A `Session` for one run."""
+        raise NotImplementedError
+
+    def next_probs(self, logits, settings):
+        """Probabilities [V] from the last row of logits, with the implementation's own kernels."""
+        return sampling.next_probs(logits, settings)
+
+    def tokenize(self, text):
+        raise UnsupportedError(f"{self.name} has no tokenizer of its own")
+
+    def decode(self, ids):
+        """Text of generated ids, or None without a tokenizer."""
+        return None
+
+    # What follows is the same for all.
+
+    def full_name(self):
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+    def hello(self):
+        return {
+            "type": "hello",
+            "protocol": PROTOCOL_VERSION,
+            "name": self.full_name(),
+            "version": self.version(),
+            "worth": self.worth,
+            "capabilities": list(self.capabilities),
+            "unsupported": list(self.unsupported),
+            "not_injectable": list(self.not_injectable),
+            "recipes": dict(self.recipes),
+            "deviations": list(self.deviations),
+        }
+
+    def precision(self, dtype):
+        """float32 or float64, from the request's dtype and the variant."""
+        if dtype == "f64" or (self.variant == "f64" and dtype == "f32"):
+            if "f64" not in self.capabilities:
+                raise UnsupportedError(f"{self.name} computes in f32 only")
+            return np.float64
+        if dtype != "f32":
+            raise UnsupportedError(f"{self.name} doesn't compute in {dtype}")
+        return np.float32
+
+    def check(self, request):
+        """Refuses what this implementation has declared that it can't do."""
+        if request.inject and "inject" not in self.capabilities:
+            raise UnsupportedError(f"{self.name} can't inject")
+        if request.sampling.temperature > 0 and "sample" not in self.capabilities:
+            raise UnsupportedError(f"{self.name} can't sample")
+        for entry in self.unsupported:
+            if any(point in Globs([entry["point"]]) for point, _ in request.inject):
+                raise InputError(f"`inject` names {entry['point']}, which {self.name} doesn't support")
+
+    def points(self):
+        """The points that this model has and this implementation can capture."""
+        beyond = Globs([entry["point"] for entry in self.unsupported])
+        return [p for p in all_points(self.dims.n_layer) if p not in beyond]
+
+
+def arguments(adapter_class):
+    """The command line that every adapter shares."""
+    parser = argparse.ArgumentParser(
+        description=f"llorch adapter `{adapter_class.name}`: speaks JSON Lines on stdin and stdout"
+    )
+    if adapter_class.variants:
+        parser.add_argument("--variant", choices=adapter_class.variants)
+    return parser
