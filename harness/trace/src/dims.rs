@@ -1,0 +1,90 @@
+//! The sizes of a GPT-2 that shapes are made of, read from a Hugging Face `config.json`.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Sizes of one model. Names are those of Hugging Face's `GPT2Config`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    pub n_layer: usize,
+    pub n_head: usize,
+    /// E, the width of the residual stream.
+    pub n_embd: usize,
+    /// Width of the MLP, 4E unless the configuration says otherwise.
+    pub n_inner: usize,
+    pub vocab_size: usize,
+    /// The longest context, in tokens.
+    pub n_positions: usize,
+}
+
+impl Dims {
+    /// D = E / H.
+    pub fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    pub fn from_config_file(path: &Path) -> Result<Dims> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let json: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::malformed(path, format!("not JSON: {e}")))?;
+        Dims::from_config(&json).map_err(|what| Error::malformed(path, what))
+    }
+
+    /// The error is a sentence that names the key.
+    pub fn from_config(config: &serde_json::Value) -> Result<Dims, String> {
+        let size = |key: &str| match config.get(key) {
+            None => Err(format!("key {key:?} is missing; expected a whole number")),
+            Some(v) => match v.as_u64() {
+                Some(n) if n > 0 && n <= 1 << 32 => Ok(n as usize),
+                _ => Err(format!("key {key:?} is {v}; expected a whole number above 0")),
+            },
+        };
+        let n_embd = size("n_embd")?;
+        let n_inner = match config.get("n_inner") {
+            None | Some(serde_json::Value::Null) => 4 * n_embd,
+            Some(_) => size("n_inner")?,
+        };
+        // `n_ctx` is the older name of the same size.
+        let n_positions = size("n_positions").or_else(|e| size("n_ctx").map_err(|_| e))?;
+        let dims = Dims {
+            n_layer: size("n_layer")?,
+            n_head: size("n_head")?,
+            n_embd,
+            n_inner,
+            vocab_size: size("vocab_size")?,
+            n_positions,
+        };
+        if dims.n_embd % dims.n_head != 0 {
+            return Err(format!(
+                "n_embd {} is not a multiple of n_head {}",
+                dims.n_embd, dims.n_head
+            ));
+        }
+        Ok(dims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reads_gpt2_and_defaults_the_inner_width() {
+        let dims = Dims::from_config(&json!({"n_layer": 12, "n_head": 12, "n_embd": 768,
+            "n_inner": null, "vocab_size": 50257, "n_positions": 1024}))
+        .unwrap();
+        assert_eq!((dims.n_inner, dims.head_dim()), (3072, 64));
+    }
+
+    #[test]
+    fn refuses_by_naming_the_key() {
+        let missing = Dims::from_config(&json!({"n_embd": 8})).unwrap_err();
+        assert!(missing.contains("n_positions"), "{missing}");
+        let uneven = Dims::from_config(&json!({"n_layer": 1, "n_head": 3, "n_embd": 8,
+            "vocab_size": 5, "n_positions": 4}))
+        .unwrap_err();
+        assert!(uneven.contains("not a multiple"), "{uneven}");
+    }
+}
