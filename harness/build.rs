@@ -1,0 +1,54 @@
+//! Tells cargo which files travel in the binary, so that a change to any of them (a new one too)
+//! is a change of this crate. Mirrors the folders and exclusions of src/assets.rs.
+
+use std::path::Path;
+
+const EMBEDDED: [&str; 7] = [
+    "adapters",
+    "refs",
+    "harness/trace",
+    "golden/published",
+    "golden/nano",
+    "golden/tokenizer",
+    "golden/suites",
+];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for folder in EMBEDDED {
+        let folder = root.join(folder);
+        if folder.is_dir() {
+            watch(&folder);
+        }
+    }
+}
+
+/// Watches a folder as a whole, unless something below it is left out (a build folder, Python's
+/// bytecode): cargo looks at everything below a watched folder, so then its parts are named.
+fn watch(folder: &Path) {
+    if !has_excluded(folder) {
+        println!("cargo:rerun-if-changed={}", folder.display());
+        return;
+    }
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_excluded(&path) {
+            continue;
+        }
+        if path.is_dir() {
+            watch(&path);
+        } else {
+            println!("cargo:rerun-if-changed={}", path.display());
+        }
+    }
+}
+
+fn has_excluded(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| is_excluded(&path) || (path.is_dir() && has_excluded(&path)))
+}
+
+fn is_excluded(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "target" || name == "__pycache__" || name == ".pytest_cache")
+}

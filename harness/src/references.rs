@@ -1,0 +1,192 @@
+//! The references that the harness knows: what `refs/<name>/ref.toml` says of each.
+
+use std::fmt;
+use std::str::FromStr;
+
+use llorch_trace::protocol::Worth;
+use serde::Deserialize;
+
+use crate::assets;
+
+/// A pinned reference implementation, as its `ref.toml` describes it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// The name in reports and on the command line: `hf`, `tinygrad`, `candle`.
+    pub name: String,
+    /// `semantics`: upstream's own GPT-2 graph. `kernels`: upstream's kernels under our graph.
+    pub worth: Worth,
+    pub kind: Kind,
+    pub licence: String,
+    /// What may stand after the colon; handed to the adapter as `--variant`.
+    #[serde(default)]
+    pub variants: Vec<String>,
+    /// Shown before anything is fetched.
+    pub download_mb: u64,
+    /// Free space that is asked for before anything is fetched.
+    pub disk_mb: u64,
+    /// Python: the script below `adapters/python`. Cargo: the package folder below `adapters`.
+    pub entry: String,
+    /// The oldest Python that the pins support, `3.11`.
+    #[serde(default)]
+    pub python: Option<String>,
+    /// Python: the lock file beside `ref.toml`, full versions with hashes.
+    #[serde(default)]
+    pub requirements: Option<String>,
+    pub summary: String,
+    /// Python packages or crates that name the pins in one line; read from the lock where absent.
+    #[serde(default)]
+    pub shows: Vec<String>,
+    /// What beside its packages the adapter needs on the machine: `clang`.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Left out of `run` unless it is asked for by name (a test double, not a reference).
+    #[serde(default)]
+    pub hidden: bool,
+}
+
+/// How a reference is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A virtual environment from a lock file with hashes.
+    Python,
+    /// A Rust package with its own lock file, built by cargo.
+    Cargo,
+}
+
+/// `candle:upstream`: a reference and perhaps one of its variants.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RefName {
+    pub name: String,
+    pub variant: Option<String>,
+}
+
+/// A name on the command line that means no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefNameError {
+    #[error("failed to read `{text}` as a reference: expected NAME or NAME:VARIANT")]
+    Form { text: String },
+    #[error("failed to find reference `{name}`: known are {known}")]
+    Unknown { name: String, known: String },
+    #[error("failed to find variant `{variant}` of {name}: {known}")]
+    Variant { name: String, variant: String, known: String },
+}
+
+/// A `ref.toml` that can't be used. The files travel in the binary, so this is a fault of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read {path}: {message}")]
+pub struct RefFileError {
+    pub path: String,
+    pub message: String,
+}
+
+/// Every reference in the order in which they are shown: semantics first, then by name.
+pub fn all() -> Vec<Reference> {
+    let mut found: Vec<Reference> = read_all().into_iter().filter_map(Result::ok).collect();
+    found.sort_by_key(|reference| (reference.worth != Worth::Semantics, reference.name.clone()));
+    found
+}
+
+/// Every `ref.toml` with what is wrong with it, for tests and `adapters doctor`.
+pub fn read_all() -> Vec<Result<Reference, RefFileError>> {
+    assets::list("refs/")
+        .into_iter()
+        .filter(|path| path.ends_with("/ref.toml"))
+        .map(|path| {
+            let fail = |message: String| RefFileError { path: path.clone(), message };
+            let bytes = assets::get(&path).ok_or_else(|| fail("not embedded".into()))?;
+            let text = std::str::from_utf8(&bytes).map_err(|error| fail(error.to_string()))?;
+            toml::from_str(text).map_err(|error| fail(error.to_string()))
+        })
+        .collect()
+}
+
+pub fn find(name: &str) -> Option<Reference> {
+    all().into_iter().find(|reference| reference.name == name)
+}
+
+impl FromStr for RefName {
+    type Err = RefNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, variant) = match text.split_once(':') {
+            Some((name, variant)) => (name, Some(variant)),
+            None => (text, None),
+        };
+        let is_word = |word: &str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        if !is_word(name) || !variant.is_none_or(is_word) {
+            return Err(RefNameError::Form { text: text.to_owned() });
+        }
+        Ok(Self { name: name.to_owned(), variant: variant.map(str::to_owned) })
+    }
+}
+
+impl RefName {
+    /// The reference that this names; its variant is one that the reference has.
+    pub fn resolve(&self) -> Result<Reference, RefNameError> {
+        let Some(reference) = find(&self.name) else {
+            let known = all().iter().filter(|r| !r.hidden).map(|r| r.name.clone()).collect::<Vec<_>>();
+            return Err(RefNameError::Unknown { name: self.name.clone(), known: known.join(", ") });
+        };
+        match &self.variant {
+            Some(variant) if !reference.variants.contains(variant) => Err(RefNameError::Variant {
+                name: self.name.clone(),
+                variant: variant.clone(),
+                known: match reference.variants.as_slice() {
+                    [] => "it has none".to_owned(),
+                    variants => format!("it has {}", variants.join(", ")),
+                },
+            }),
+            _ => Ok(reference),
+        }
+    }
+}
+
+impl fmt::Display for RefName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match &self.variant {
+            Some(variant) => write!(f, ":{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_variants_are_parsed_and_printed_alike() {
+        for text in ["hf", "candle:upstream", "llorch-cpud"] {
+            assert_eq!(text.parse::<RefName>().unwrap().to_string(), text);
+        }
+        for text in ["", ":", "hf:", ":f64", "a b", "hf:f64:x", "../hf"] {
+            assert!(text.parse::<RefName>().is_err(), "{text:?} was taken for a name");
+        }
+    }
+
+    #[test]
+    fn every_embedded_reference_file_is_sound() {
+        for reference in read_all() {
+            let reference = reference.unwrap();
+            let lock = match reference.kind {
+                Kind::Python => {
+                    let file = reference.requirements.as_deref().expect("a Python reference has a lock file");
+                    format!("refs/{}/{file}", reference.name)
+                }
+                Kind::Cargo => format!("adapters/{}/Cargo.lock", reference.entry),
+            };
+            assert!(assets::get(&lock).is_some(), "{lock} of {} isn't embedded", reference.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_reference_lists_the_known_ones() {
+        let error = "nosuch".parse::<RefName>().unwrap().resolve().unwrap_err();
+        assert!(matches!(error, RefNameError::Unknown { .. }), "{error}");
+    }
+}

@@ -1,0 +1,111 @@
+//! What can go wrong with a child, by kind: each becomes a verdict of its own.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::child::ExitState;
+
+/// A failed conversation with an adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// One sentence: what was expected, what came.
+    pub message: String,
+    /// The last lines of the adapter's stderr, empty where there were none.
+    pub stderr_tail: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum FailureKind {
+    /// The program couldn't be started (not found, not executable).
+    Spawn,
+    /// No answer to `hello` in time.
+    HelloTimeout,
+    /// No answer to `load` in time.
+    LoadTimeout,
+    /// No end of a `run` or `tokenize` in time.
+    CaseTimeout,
+    /// The process ended by a signal or an exit code before it answered.
+    Crash { exit: ExitState },
+    /// What came on stdout isn't protocol: not JSON, or a line without end.
+    Garbage,
+    /// Well-formed messages that break the protocol: wrong version, wrong id, wrong order.
+    Protocol,
+    /// The adapter says that it can't do this, by nature.
+    Unsupported,
+    /// The adapter refuses the input.
+    Input,
+    /// The adapter lacks memory, disk or the like.
+    Resource,
+    /// The adapter reports a fault of its own.
+    Internal,
+    /// The user pressed Ctrl-C.
+    Interrupted,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), stderr_tail: String::new() }
+    }
+
+    /// Whether the process can still answer after this: true for the adapter's own error classes,
+    /// false for everything that ended the conversation.
+    pub fn is_recoverable(&self) -> bool {
+        matches!(
+            self.kind,
+            FailureKind::Unsupported | FailureKind::Input | FailureKind::Resource | FailureKind::Internal
+        )
+    }
+}
+
+impl FailureKind {
+    /// A short word for tables.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Spawn => "not started",
+            Self::HelloTimeout | Self::LoadTimeout | Self::CaseTimeout => "timed out",
+            Self::Crash { .. } => "crashed",
+            Self::Garbage => "garbage on stdout",
+            Self::Protocol => "protocol broken",
+            Self::Unsupported => "unsupported",
+            Self::Input => "input refused",
+            Self::Resource => "out of resources",
+            Self::Internal => "internal error",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if !self.stderr_tail.is_empty() {
+            write!(f, "\nstderr ends with:\n{}", indent(&self.stderr_tail))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+pub(crate) fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// A duration as people say it: `0.4 s`, `12 s`, `3 min 05 s`.
+pub(crate) fn human_time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 120.0 {
+        format!("{seconds:.0} s")
+    } else {
+        format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    }
+}

@@ -1,0 +1,137 @@
+//! A child's stdout as lines of bounded length.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// The longest line that is taken. A `run` of 1,024 tokens answers in lines of a few kilobytes;
+/// a `hello` with a recipe for every point in less than 100.
+pub(crate) const LINE_CAP: usize = 16 << 20;
+
+/// Lines that may wait unread. A child that talks without being asked is stalled by its own full
+/// pipe, not by our memory.
+const BACKLOG: usize = 16;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Without its line feed.
+    Whole(Vec<u8>),
+    /// More than [`LINE_CAP`] bytes without a line feed; the first of them.
+    TooLong(Vec<u8>),
+    /// The stream ended inside this line.
+    Unfinished(Vec<u8>),
+}
+
+/// The receiving end: the channel is disconnected at the end of the stream.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    pub receiver: Receiver<Line>,
+    pending: Arc<AtomicUsize>,
+}
+
+impl Lines {
+    /// Drains `source` in a thread until it ends, whether anybody listens or not.
+    pub(crate) fn drain(source: impl Read + Send + 'static, name: &str) -> std::io::Result<Self> {
+        let (sender, receiver) = sync_channel(BACKLOG);
+        let pending = Arc::new(AtomicUsize::new(0));
+        let shared = Arc::clone(&pending);
+        std::thread::Builder::new()
+            .name(format!("{name} stdout"))
+            .spawn(move || split(source, LINE_CAP, &sender, &shared))?;
+        Ok(Self { receiver, pending })
+    }
+
+    /// Bytes of a line that hasn't ended yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+}
+
+fn split(mut source: impl Read, cap: usize, sink: &SyncSender<Line>, pending: &AtomicUsize) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut line = Vec::new();
+    let mut skipping = false; // inside a line that was already reported as too long
+    loop {
+        let read = match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        for chunk in buffer[..read].split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = match chunk.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (chunk, false),
+            };
+            if !skipping {
+                line.extend_from_slice(text);
+                if line.len() > cap {
+                    skipping = true;
+                    line.truncate(200);
+                    // A send fails when nobody listens any more; the pipe is drained all the same.
+                    let _ = sink.send(Line::TooLong(std::mem::take(&mut line)));
+                }
+            }
+            if ends {
+                if !skipping {
+                    let _ = sink.send(Line::Whole(std::mem::take(&mut line)));
+                }
+                skipping = false;
+            }
+        }
+        pending.store(line.len(), Ordering::Relaxed);
+    }
+    if !line.is_empty() {
+        let _ = sink.send(Line::Unfinished(line));
+    }
+}
+
+/// The first bytes of what a child wrote, as text that can be shown: escapes for what isn't
+/// printable, `…` where there is more.
+pub(crate) fn excerpt(bytes: &[u8]) -> String {
+    const SHOWN: usize = 120;
+    let shown = &bytes[..bytes.len().min(SHOWN)];
+    let mut text: String = String::from_utf8_lossy(shown)
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect();
+    if bytes.len() > SHOWN {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(bytes: &'static [u8], cap: usize) -> Vec<Line> {
+        let (sender, receiver) = sync_channel(100);
+        split(bytes, cap, &sender, &AtomicUsize::new(0));
+        drop(sender);
+        receiver.into_iter().collect()
+    }
+
+    #[test]
+    fn splits_at_line_feeds_and_names_what_is_unfinished() {
+        let expected = vec![
+            Line::Whole(b"ab".to_vec()),
+            Line::Whole(Vec::new()),
+            Line::Unfinished(b"c".to_vec()),
+        ];
+        assert_eq!(lines(b"ab\n\nc", 10), expected);
+    }
+
+    #[test]
+    fn a_line_without_end_is_reported_once_and_the_next_is_read() {
+        let got = lines(b"aaaaaaaaaaaa\nok\n", 5);
+        assert_eq!(got, vec![Line::TooLong(b"aaaaaaaaaaaa".to_vec()), Line::Whole(b"ok".to_vec())]);
+    }
+
+    #[test]
+    fn excerpts_are_printable() {
+        assert_eq!(excerpt(b"a\x1b[31m\tb"), "a\\u{1b}[31m\\tb");
+        assert!(excerpt(&[b'x'; 500]).ends_with("x…"));
+    }
+}
