@@ -57,6 +57,10 @@ class Adapter:
         """A `Session` for one run."""
         raise NotImplementedError
 
+    def observe(self, probe):
+        """The probe that a run shows its values to; an adapter may put its own around it."""
+        return probe
+
     def next_probs(self, logits, settings):
         """Probabilities [V] from the last row of logits, with the implementation's own kernels."""
         return sampling.next_probs(logits, settings)

@@ -14,7 +14,7 @@ def execute(adapter, request, send, cancelled):
 
     `cancelled()` is asked before each step.
     """
-    probe = Probe(request, adapter.dims, adapter.numpy_dtype, send, adapter.not_injectable)
+    probe = adapter.observe(Probe(request, adapter.dims, adapter.numpy_dtype, send, adapter.not_injectable))
     generator = np.random.default_rng(request.sampling.seed)
     ids, seen, generated = request.ids, 0, []
     seconds = [0.0, 0.0]
