@@ -100,7 +100,7 @@ class HfAdapter(Adapter):
         self._tokenizer, self._folder = None, folder
         self.dims = dims
 
-    def session(self, probe):
+    def session(self, probe, positions):
         from hooks import HfSession
 
         return HfSession(self.model, probe)

@@ -53,8 +53,8 @@ class Adapter:
         """Loads a model folder and sets `dims` and `numpy_dtype`."""
         raise NotImplementedError
 
-    def session(self, probe):
-        """A `Session` for one run."""
+    def session(self, probe, positions):
+        """A `Session` for one run, which will feed so many tokens in all."""
         raise NotImplementedError
 
     def observe(self, probe):

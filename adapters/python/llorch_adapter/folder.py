@@ -78,27 +78,34 @@ def read_config(folder):
     return Config(read_dims(folder), float(epsilon), bool(values.get("tie_word_embeddings", True)))
 
 
-def read_weights(folder, config, dtype=np.float32):
-    """Every tensor of the model by its name without the `transformer.` prefix, shape-checked.
+def open_weights(folder, config):
+    """The folder's tensors, and the stored name of each that the model needs.
 
-    The head is under `lm_head.weight`, [V, E], whether it is tied to `wte.weight` or not.
+    Names lose the `transformer.` prefix; `lm_head.weight` is among them if it isn't tied.
+    Every shape is checked.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise InputError(f"failed to load {folder}: it has no model.safetensors")
     file = SafetensorsFile(path)
     stored = {key.removeprefix("transformer."): key for key in file.keys()}
-    weights = {}
-    for name, shape in weight_shapes(config.dims).items():
+    shapes = weight_shapes(config.dims)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = shapes["wte.weight"]
+    for name, shape in shapes.items():
         if name not in stored:
             raise InputError(f"failed to load {path}: no tensor `{name}`")
-        tensor = file.read(stored[name])
-        if tensor.shape != shape:
-            raise InputError(f"failed to load {path}: `{name}` is {list(tensor.shape)}, expected {list(shape)}")
-        weights[name] = tensor.astype(dtype)
-    weights["lm_head.weight"] = weights["wte.weight"]
-    if not config.tie_word_embeddings and "lm_head.weight" in stored:
-        weights["lm_head.weight"] = file.read(stored["lm_head.weight"]).astype(dtype)
+        found = file.shape(stored[name])
+        if found != shape:
+            raise InputError(f"failed to load {path}: `{name}` is {list(found)}, expected {list(shape)}")
+    return file, {name: stored[name] for name in shapes}
+
+
+def read_weights(folder, config, dtype=np.float32):
+    """Every tensor of the model; the head is `lm_head.weight`, [V, E], tied or not."""
+    file, stored = open_weights(folder, config)
+    weights = {name: file.read(key).astype(dtype) for name, key in stored.items()}
+    weights.setdefault("lm_head.weight", weights["wte.weight"])
     return weights
 
 

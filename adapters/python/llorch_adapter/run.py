@@ -18,7 +18,8 @@ def execute(adapter, request, send, cancelled):
     generator = np.random.default_rng(request.sampling.seed)
     ids, seen, generated = request.ids, 0, []
     seconds = [0.0, 0.0]
-    with adapter.session(probe) as session:
+    positions = len(ids) + request.steps - 1
+    with adapter.session(probe, positions) as session:
         for step in range(request.steps):
             if cancelled():
                 raise ResourceError("cancelled")

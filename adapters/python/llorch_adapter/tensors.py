@@ -65,6 +65,9 @@ class SafetensorsFile:
     def keys(self):
         return self._entries.keys()
 
+    def shape(self, key):
+        return self._entries[key][1]
+
     def read(self, key):
         """The tensor as float32 (from F32, F16, BF16), or in its own dtype."""
         if key not in self._entries:

@@ -50,7 +50,7 @@ class NumpyAdapter(Adapter):
     def build(self, config, weights):
         return Gpt2(config, weights)
 
-    def session(self, probe):
+    def session(self, probe, positions):
         return NumpySession(self.model, probe)
 
 
