@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use ndarray_npy::{ReadNpyExt, WriteNpyExt};
 use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor, TensorData};
@@ -33,9 +34,33 @@ pub fn read_npy(path: &Path) -> Result<Tensor> {
     read_npy_from(BufReader::new(file), length, path)
 }
 
-/// Reads one array from a source of `length` bytes; `path` is for messages.
-pub fn read_npy_from<R: Read + Seek>(mut source: R, length: u64, path: &Path) -> Result<Tensor> {
-    let header = npy_header(&mut source, length).map_err(|what| Error::malformed(path, what))?;
+/// Dtype and shape of a `.npy`, from its header alone.
+pub fn inspect_npy(path: &Path) -> Result<(Dtype, Vec<usize>)> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let length = file.metadata().map_err(|e| Error::io("examine", path, e))?.len();
+    inspect_npy_from(BufReader::new(file), length, path)
+}
+
+/// As [`inspect_npy`], from a source of `length` bytes.
+pub fn inspect_npy_from<R: Read>(
+    mut source: R,
+    length: u64,
+    path: &Path,
+) -> Result<(Dtype, Vec<usize>)> {
+    let (header, _) = checked_npy_header(&mut source, length, path)?;
+    let dtype = match header.descr.trim_start_matches(['<', '>', '=', '|']) {
+        "f8" => Dtype::F64,
+        "f4" => Dtype::F32,
+        "f2" => Dtype::F16,
+        _ => Dtype::I64,
+    };
+    Ok((dtype, header.shape))
+}
+
+/// The header and the bytes an element takes, once it is sure that the rest of the file is as long
+/// as the header claims.
+fn checked_npy_header<R: Read>(source: &mut R, length: u64, path: &Path) -> Result<(NpyHeader, u64)> {
+    let header = npy_header(source, length).map_err(|what| Error::malformed(path, what))?;
     let item: u64 = match header.descr.trim_start_matches(['<', '>', '=', '|']) {
         "f8" | "i8" => 8,
         "f4" | "i4" => 4,
@@ -58,6 +83,13 @@ pub fn read_npy_from<R: Read + Seek>(mut source: R, length: u64, path: &Path) ->
             ),
         ));
     }
+    Ok((header, item))
+}
+
+/// Reads one array from a source of `length` bytes; `path` is for messages.
+pub fn read_npy_from<R: Read + Seek>(mut source: R, length: u64, path: &Path) -> Result<Tensor> {
+    let (header, item) = checked_npy_header(&mut source, length, path)?;
+    let held = length - header.data;
     if item == 2 {
         return read_half(source, &header, held, path);
     }
@@ -203,8 +235,33 @@ impl SafetensorsFile {
         self.metadata.info(key).is_some()
     }
 
+    pub fn shape(&self, key: &str) -> Result<&[usize]> {
+        Ok(&self.info(key)?.shape)
+    }
+
     pub fn get(&self, key: &str) -> Result<Tensor> {
-        let info = self.metadata.info(key).ok_or_else(|| {
+        let info = self.info(key)?;
+        let (begin, end) = info.data_offsets;
+        self.widen(key, info, info.shape.clone(), begin..end)
+    }
+
+    /// Some rows along the first axis, without reading the others.
+    pub fn get_rows(&self, key: &str, rows: Range<usize>) -> Result<Tensor> {
+        let info = self.info(key)?;
+        let held = info.shape.first().copied().unwrap_or(0);
+        if rows.start > rows.end || rows.end > held {
+            let what = format!("rows {rows:?} of {key:?} were asked for; it has {held}");
+            return Err(Error::malformed(&self.path, what));
+        }
+        let (begin, end) = info.data_offsets;
+        let row = (end - begin).checked_div(held).unwrap_or(0);
+        let mut shape = info.shape.clone();
+        shape[0] = rows.len();
+        self.widen(key, info, shape, begin + rows.start * row..begin + rows.end * row)
+    }
+
+    fn info(&self, key: &str) -> Result<&TensorInfo> {
+        self.metadata.info(key).ok_or_else(|| {
             let mut names = self.metadata.offset_keys();
             names.sort();
             let held = match names.len() {
@@ -213,9 +270,18 @@ impl SafetensorsFile {
                 _ => names.join(", "),
             };
             Error::NoSuchTensor { path: self.path.clone(), key: key.to_string(), held }
-        })?;
-        let (begin, end) = info.data_offsets;
-        let bytes = &self.map[self.data + begin..self.data + end];
+        })
+    }
+
+    /// The bytes of a range of the data as a tensor; `i32` becomes `i64`.
+    fn widen(
+        &self,
+        key: &str,
+        info: &TensorInfo,
+        shape: Vec<usize>,
+        range: Range<usize>,
+    ) -> Result<Tensor> {
+        let bytes = &self.map[self.data + range.start..self.data + range.end];
         let data = match info.dtype {
             safetensors::Dtype::I32 => {
                 let (ids, _) = bytes.as_chunks::<4>();
@@ -223,7 +289,7 @@ impl SafetensorsFile {
             }
             other => TensorData::from_le_bytes(self.dtype(key, other)?, bytes),
         };
-        Ok(Tensor::new(info.shape.clone(), data))
+        Ok(Tensor::new(shape, data))
     }
 
     fn dtype(&self, key: &str, dtype: safetensors::Dtype) -> Result<Dtype> {
@@ -348,6 +414,9 @@ mod tests {
         let file = safetensors::serialize([("a", view.unwrap())], None).unwrap();
         std::fs::write(&path, &file).unwrap();
         assert_eq!(read_safetensors(&path, "a").unwrap(), Tensor::f32(vec![1], vec![1.5]));
+        let held = SafetensorsFile::open(&path).unwrap();
+        assert_eq!(held.get_rows("a", 0..1).unwrap(), held.get("a").unwrap());
+        assert!(held.get_rows("a", 1..2).unwrap_err().to_string().contains("it has 1"));
         let error = read_safetensors(&path, "b").unwrap_err().to_string();
         assert!(error.contains("\"b\"") && error.contains("it holds a"), "{error}");
         std::fs::write(&path, &file[..file.len() - 1]).unwrap();

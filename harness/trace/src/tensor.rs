@@ -176,7 +176,13 @@ impl Tensor {
     }
 
     pub fn to_f64(&self) -> Vec<f64> {
-        (0..self.len()).map(|i| self.get(i)).collect()
+        match &self.data {
+            TensorData::F32(v) => v.iter().map(|x| *x as f64).collect(),
+            TensorData::F64(v) => v.clone(),
+            TensorData::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
+            TensorData::BF16(v) => v.iter().map(|x| x.to_f64()).collect(),
+            TensorData::I64(v) => v.iter().map(|x| *x as f64).collect(),
+        }
     }
 
     /// The index along each axis of flat element `i`.

@@ -1,0 +1,213 @@
+//! The judge: from evidence to rows and verdicts. Pure: it reads bundles and starts nothing, so a
+//! saved run can be judged again.
+//!
+//! Reading order: [`tolerance`] says how far a point may be off, [`pairs`] compares two
+//! implementations, [`own`] one with itself, [`oracle_rows`] one with the float64 oracle, [`tokens`]
+//! excuses choices between near equals, [`probabilities`] judges filtered distributions,
+//! [`overall`] makes one verdict of all rows. docs/TOLERANCES.md derives the rules.
+
+mod oracle_rows;
+mod overall;
+mod own;
+mod pairs;
+mod probabilities;
+mod tokens;
+#[cfg(test)]
+mod tests;
+mod tolerance;
+
+use std::collections::BTreeMap;
+
+use llorch_trace::{Dims, Point, Stage};
+
+use crate::compare::{Comparison, Numbers, excerpt};
+use crate::evidence::{Case, Evidence, FaultKind, Plan};
+use crate::oracle::Continuation;
+use crate::result::{Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
+
+pub use tolerance::point_tolerance;
+
+#[derive(Debug, Clone, Default)]
+pub struct JudgeOptions {
+    /// Elements to show in each row, on PASS too.
+    pub values: usize,
+}
+
+#[derive(Debug)]
+pub struct Verdicts {
+    pub rows: Vec<Row>,
+    pub unchecked: Vec<Unchecked>,
+    pub verdict: RunVerdict,
+    /// By implementation: its status and the reason for it.
+    pub statuses: BTreeMap<String, (Status, String)>,
+}
+
+/// Elements around the worst one that a FAIL shows.
+const SHOWN_ON_FAIL: usize = 8;
+
+/// Judges everything that was collected; `evidence` has the subject first, `oracle` is by case.
+pub fn judge(
+    plan: &Plan,
+    evidence: &[Evidence],
+    oracle: &BTreeMap<String, Continuation>,
+    options: &JudgeOptions,
+) -> Verdicts {
+    let mut rows = Vec::new();
+    for case in &plan.cases {
+        for step in 0..case.steps() {
+            for point in plan.points.iter().filter(|p| p.stage != Stage::Generated) {
+                let place = Place::new(plan, evidence, oracle, options, case, step, *point);
+                pairs::rows(&place, &mut rows);
+                own::rows(&place, &mut rows);
+                oracle_rows::rows(&place, &mut rows);
+            }
+        }
+        if plan.points.iter().any(|p| p.stage == Stage::Generated) {
+            tokens::generation_rows(evidence, oracle, case, &mut rows);
+        }
+    }
+    overall::conclude(plan, evidence, rows)
+}
+
+/// One point at one step of one case, with what each implementation gave there.
+struct Place<'a> {
+    dims: &'a Dims,
+    evidence: &'a [Evidence],
+    oracle: Option<&'a Continuation>,
+    options: &'a JudgeOptions,
+    case: &'a Case,
+    step: usize,
+    point: Point,
+    /// By implementation, in the order of `evidence`.
+    found: Vec<Found>,
+}
+
+/// What one implementation has at a place.
+enum Found {
+    Tensor(Numbers),
+    /// Nothing, by nature or because it never ran: no verdict.
+    Unchecked(String),
+    /// Nothing, and there should be something.
+    Broken(String),
+}
+
+impl<'a> Place<'a> {
+    fn new(
+        plan: &'a Plan,
+        evidence: &'a [Evidence],
+        oracle: &'a BTreeMap<String, Continuation>,
+        options: &'a JudgeOptions,
+        case: &'a Case,
+        step: usize,
+        point: Point,
+    ) -> Place<'a> {
+        let found = evidence.iter().map(|e| find(e, case, step, point)).collect();
+        let oracle = oracle.get(&case.name);
+        Place { dims: &plan.dims, evidence, oracle, options, case, step, point, found }
+    }
+
+    fn tensor(&self, who: usize, point: Point) -> Option<Numbers> {
+        self.tensor_at(who, self.step, point)
+    }
+
+    fn tensor_at(&self, who: usize, step: usize, point: Point) -> Option<Numbers> {
+        self.evidence[who].tensor(&self.case.name, step, point).map(|t| Numbers::of(&t))
+    }
+
+    /// True for the flat indices that mean anything: of attention cells the causal ones, key j
+    /// visible to query t where j ≤ S − T + t.
+    fn counts(&self) -> impl Fn(usize) -> bool + use<> {
+        let (t, s) = self.case.sizes(self.step);
+        let causal = self.point.stage.is_causal();
+        move |i| !causal || i % s <= s - t + (i / s) % t
+    }
+
+    fn row(&self, kind: RowKind, a: usize, b: &str, verdict: Verdict, reason: String) -> Row {
+        Row {
+            case: self.case.name.clone(),
+            step: self.step,
+            checkpoint: self.point.checkpoint().number,
+            point: self.point,
+            layer: self.point.layer,
+            kind,
+            a: self.evidence[a].name.clone(),
+            b: b.to_string(),
+            metrics: None,
+            tolerance: point_tolerance(self.point),
+            verdict,
+            reason,
+            excerpt: None,
+        }
+    }
+
+    /// A row with its figures; a FAIL says how many elements exceed and shows those around the worst.
+    fn judged(
+        &self,
+        kind: RowKind,
+        a: usize,
+        b: &str,
+        numbers: (&Numbers, &Numbers),
+        comparison: Result<Comparison, String>,
+    ) -> Row {
+        let c = match comparison {
+            Ok(c) => c,
+            Err(shapes) => return self.row(kind, a, b, Verdict::Error, shapes),
+        };
+        let (verdict, reason) = match c.within() {
+            true => (Verdict::Pass, String::new()),
+            false => (Verdict::Fail, failure(&c, &self.evidence[a].name, b)),
+        };
+        let mut row = self.row(kind, a, b, verdict, reason);
+        row.tolerance = c.tolerance;
+        row.excerpt = match (verdict, self.options.values) {
+            (_, n) if n > 0 => Some(excerpt(numbers.0, numbers.1, 0, 0, n)),
+            (Verdict::Fail, _) => {
+                Some(excerpt(numbers.0, numbers.1, c.worst, SHOWN_ON_FAIL / 2, SHOWN_ON_FAIL))
+            }
+            _ => None,
+        };
+        row.metrics = Some(c.metrics);
+        row
+    }
+}
+
+fn failure(c: &Comparison, a: &str, b: &str) -> String {
+    let whose = match c.non_finite {
+        [0, 0] => None,
+        [_, 0] => Some(a.to_string()),
+        [0, _] => Some(b.to_string()),
+        _ => Some(format!("{a} and {b}")),
+    };
+    match whose {
+        Some(who) => format!("{who} has values that are not finite"),
+        None => format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total),
+    }
+}
+
+fn find(e: &Evidence, case: &Case, step: usize, point: Point) -> Found {
+    if let Some((reason, _)) = &e.missing {
+        return Found::Unchecked(format!("{}: {reason}", e.name));
+    }
+    let named = |reason: &str| format!("{}: {reason}", e.name);
+    let can = |what: &str| e.hello.as_ref().is_none_or(|h| h.can(what));
+    if point.stage == Stage::NextProbs && case.sampling.temperature > 0.0 && !can("sample") {
+        return Found::Unchecked(named("does not sample, so no temperature above 0 was asked of it"));
+    }
+    let declared = e.hello.as_ref().and_then(|h| h.unsupported_reason(&point.to_string()));
+    if let Some(reason) = declared {
+        return Found::Unchecked(named(reason));
+    }
+    let fault = e.fault(&case.name, step, point);
+    match (e.tensor(&case.name, step, point), fault) {
+        // A tensor that is not finite is kept, so that the row can show where.
+        (Some(tensor), None) => Found::Tensor(Numbers::of(&tensor)),
+        (Some(tensor), Some(f)) if f.kind == FaultKind::NonFinite => Found::Tensor(Numbers::of(&tensor)),
+        (Some(tensor), Some(f)) if f.kind == FaultKind::Process => {
+            // It came before the process failed.
+            Found::Tensor(Numbers::of(&tensor))
+        }
+        (_, Some(f)) if f.kind == FaultKind::Unsupported => Found::Unchecked(named(&f.message)),
+        (_, Some(f)) => Found::Broken(named(&f.message)),
+        (None, None) => Found::Broken(named("the tensor did not come")),
+    }
+}

@@ -1,0 +1,47 @@
+//! Rows of kind `pair`: every two implementations, the subject first.
+
+use llorch_trace::Stage;
+
+use super::{Found, Place, point_tolerance, probabilities, tokens};
+use crate::compare::{Tolerance, compare};
+use crate::result::{Row, RowKind, Verdict};
+
+pub fn rows(place: &Place<'_>, rows: &mut Vec<Row>) {
+    let n = place.evidence.len();
+    for a in 0..n {
+        for b in a + 1..n {
+            // Two that never ran say nothing about each other.
+            let missing = |i: usize| place.evidence[i].missing.is_some();
+            if !(missing(a) && missing(b)) {
+                rows.push(pair(place, a, b));
+            }
+        }
+    }
+}
+
+fn pair(place: &Place<'_>, a: usize, b: usize) -> Row {
+    let name = &place.evidence[b].name;
+    let (x, y) = match (&place.found[a], &place.found[b]) {
+        (Found::Tensor(x), Found::Tensor(y)) => (x, y),
+        (Found::Broken(reason), _) | (_, Found::Broken(reason)) => {
+            return place.row(RowKind::Pair, a, name, Verdict::Error, reason.clone());
+        }
+        (Found::Unchecked(reason), _) | (_, Found::Unchecked(reason)) => {
+            return place.row(RowKind::Pair, a, name, Verdict::Unchecked, reason.clone());
+        }
+    };
+    if place.point.stage == Stage::NextProbs {
+        return probabilities::pair(place, a, b, x, y);
+    }
+    let tolerance = match point_tolerance(place.point) {
+        0.0 => Tolerance::Exact,
+        t => Tolerance::Mixed(t),
+    };
+    let compared = compare(x, y, tolerance, place.counts());
+    let row = place.judged(RowKind::Pair, a, name, (x, y), compared);
+    match place.point.stage {
+        Stage::Argmax if row.verdict == Verdict::Fail => tokens::excuse_argmax(place, row),
+        Stage::Tokens => tokens::compare_tokenizers(place, a, b, row),
+        _ => row,
+    }
+}
