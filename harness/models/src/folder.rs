@@ -3,7 +3,7 @@
 use crate::error::ModelError;
 use crate::hash::hash_file;
 use crate::name::is_published;
-use crate::{FileHash, ModelKind, ResolvedModel};
+use crate::{FileHash, ModelKind, ResolvedModel, synth};
 use safetensors::tensor::Metadata;
 use std::fs::{self, File};
 use std::io::Read;
@@ -24,7 +24,7 @@ const MODEL_FILES: [&str; 7] = [
 /// (after its hash is checked) its kind.
 pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, ModelError> {
     let dir = std::path::absolute(path).map_err(ModelError::io("find", path))?;
-    check(&dir)?;
+    let weights = check(&dir)?;
     let files = hash_files(&dir, cache)?;
     let mut model = ResolvedModel {
         name: name.to_owned(),
@@ -34,6 +34,12 @@ pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, M
         dir,
         files,
     };
+    // Computed weights carry their origin, so that no path makes them pass for trained ones.
+    if let Some(identity) = weights.metadata().as_ref().and_then(|metadata| metadata.get(synth::METADATA_KEY)) {
+        model.kind = ModelKind::Synthetic;
+        model.source = format!("{}, computed: {identity}", model.source);
+        return Ok(model);
+    }
     // Looked up through links too: a folder that leads into a hub cache is that snapshot.
     let real = model.dir.canonicalize().map_err(ModelError::io("find", path))?;
     if let Some((repo, revision)) = snapshot_of(&real)
@@ -54,8 +60,9 @@ pub(crate) fn hash_files(dir: &Path, cache: &Path) -> Result<Vec<FileHash>, Mode
     present.map(|name| hash_file(dir, name, cache)).collect()
 }
 
-/// Whether `dir` can be loaded: `config.json` that parses, one whole `model.safetensors`.
-pub(crate) fn check(dir: &Path) -> Result<(), ModelError> {
+/// Whether `dir` can be loaded: `config.json` that parses, one whole `model.safetensors`, whose header is
+/// returned.
+pub(crate) fn check(dir: &Path) -> Result<Metadata, ModelError> {
     let wrong = |found: &str| ModelError::Folder {
         dir: dir.to_owned(),
         found: found.to_owned(),
@@ -78,7 +85,7 @@ pub(crate) fn check(dir: &Path) -> Result<(), ModelError> {
         return Err(wrong("no model.safetensors"));
     }
     match check_length(&weights)? {
-        Length::Whole => Ok(()),
+        Length::Whole(metadata) => Ok(metadata),
         Length::NotSafetensors => Err(wrong("a model.safetensors without a safetensors header")),
         Length::Wrong { found, expected } => Err(wrong(&format!(
             "a model.safetensors of {found} bytes whose header describes {expected} (truncated, or a Git LFS pointer?)"
@@ -113,7 +120,7 @@ pub(crate) fn check_weight_format(place: &str, has: impl Fn(&str) -> bool) -> Re
 }
 
 enum Length {
-    Whole,
+    Whole(Metadata),
     NotSafetensors,
     Wrong { found: u64, expected: u64 },
 }
@@ -137,7 +144,7 @@ fn check_length(path: &Path) -> Result<Length, ModelError> {
         return Ok(Length::NotSafetensors);
     };
     let expected = 8 + header_bytes + metadata.data_len() as u64;
-    Ok(if found == expected { Length::Whole } else { Length::Wrong { found, expected } })
+    Ok(if found == expected { Length::Whole(metadata) } else { Length::Wrong { found, expected } })
 }
 
 /// `…/models--org--name/snapshots/REVISION` → (`org/name`, `REVISION`).

@@ -24,6 +24,7 @@ mod hash;
 pub mod name;
 pub mod nano;
 mod progress;
+pub mod synth;
 
 pub use cache::{cache_dir, data_dir};
 pub use error::ModelError;
@@ -113,9 +114,10 @@ impl ResolvedModel {
 /// # Errors
 /// Each names what was looked for, what was found and what was expected;
 /// [`ModelError::exit_code`] tells a wrong argument (2) from an unfit environment (3).
-pub fn resolve(name: &str, _options: &ResolveOptions) -> Result<ResolvedModel, ModelError> {
+pub fn resolve(name: &str, options: &ResolveOptions) -> Result<ResolvedModel, ModelError> {
     match ModelName::parse(name)? {
         ModelName::Nano => nano::resolve(&cache_dir()),
+        ModelName::Synth { size, seed } => synth::resolve(name, &size, seed, options, &cache_dir()),
         ModelName::Folder(path) => folder::resolve(name, &path, &cache_dir()),
         other => Err(ModelError::Name {
             name: name.to_owned(),
