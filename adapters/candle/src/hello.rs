@@ -1,0 +1,113 @@
+//! What this reference says of itself before anything is asked of it.
+
+use std::collections::BTreeMap;
+
+use llorch_trace::protocol::{HelloResponse, PROTOCOL_VERSION, Unsupported, Worth};
+
+use crate::variant::Variant;
+
+/// As pinned in Cargo.toml; a test holds it to Cargo.lock.
+const CANDLE: &str = "0.11.1";
+
+const GRAPH_RECIPES: [(&str, &str); 17] = [
+    ("embeddings", "candle_nn::Embedding(wte)(ids) + Embedding(wpe)(positions): t e"),
+    ("h.*.ln_1", "candle_nn::LayerNorm (f32: its fused kernel, variance as E[x²] − mean²): t e"),
+    ("h.*.attn.q", "candle_nn::Linear(c_attn, transposed view): t (three h d) -> three h t d, [0]"),
+    ("h.*.attn.k", "the same, [1]"),
+    ("h.*.attn.v", "the same, [2]"),
+    ("h.*.attn.cache.*", "candle_nn::kv_cache::KvCache::append, what it returns: h s d"),
+    ("h.*.attn.scores", "q.matmul(k.t()) * (1/√d) + mask (0 or −∞): h t s"),
+    ("h.*.attn.probs", "candle_nn::ops::softmax_last_dim(scores): h t s"),
+    ("h.*.attn.context", "probs.matmul(v): h t d -> t (h d)"),
+    ("h.*.attn.out", "candle_nn::Linear(c_proj): t e"),
+    ("h.*.mlp.fc", "candle_nn::Linear(c_fc): t i"),
+    ("h.*.mlp.act", "Tensor::gelu (tanh): t i"),
+    ("h.*.mlp.out", "candle_nn::Linear(c_proj): t e"),
+    ("ln_f", "candle_nn::LayerNorm: t e"),
+    ("logits", "candle_nn::Linear(wte, no bias): t v"),
+    (
+        "logits.last",
+        "the last row of logits; where logits is not asked for, that row's product alone: v",
+    ),
+    ("next.probs", NEXT_PROBS),
+];
+
+const NEXT_PROBS: &str = "candle_nn::ops::softmax_last_dim(logits.last / temperature), after this adapter's \
+     top-k and top-p with Hugging Face's meaning; tokens are drawn from it by candle-transformers' \
+     LogitsProcessor";
+
+const UPSTREAM_RECIPES: [(&str, &str); 4] = [
+    (
+        "ln_f",
+        "candle_transformers whisper TextDecoder::forward on GPT-2's weights, cross-attention zero, k_proj \
+         without bias (softmax takes the missing q·b_k out); it keeps no self-attention cache, so a decode \
+         step recomputes the whole sequence: one s e -> t e, the last t rows",
+    ),
+    ("logits", "TextDecoder::final_linear(ln_f): one t v -> t v"),
+    (
+        "logits.last",
+        "the last row of logits; where logits is not asked for, that row's product alone: v",
+    ),
+    ("next.probs", NEXT_PROBS),
+];
+
+pub fn hello(variant: Variant) -> HelloResponse {
+    let upstream = variant == Variant::Upstream;
+    let mut capabilities =
+        vec!["capture", "tokenize", "generate", "inject", "sample", "bench", "deterministic"];
+    let recipes: &[(&str, &str)] = if upstream {
+        &UPSTREAM_RECIPES
+    } else {
+        capabilities.push("f64");
+        &GRAPH_RECIPES
+    };
+    HelloResponse {
+        protocol: PROTOCOL_VERSION,
+        name: variant.name().into(),
+        version: format!("candle-core {CANDLE}, candle-nn {CANDLE}, candle-transformers {CANDLE}"),
+        worth: if upstream { Worth::Semantics } else { Worth::Kernels },
+        capabilities: capabilities.into_iter().map(String::from).collect(),
+        unsupported: if upstream { unsupported() } else { Vec::new() },
+        recipes: recipes
+            .iter()
+            .map(|(p, r)| (p.to_string(), r.to_string()))
+            .collect::<BTreeMap<_, _>>(),
+        deviations: Vec::new(),
+    }
+}
+
+fn unsupported() -> Vec<Unsupported> {
+    let reason = "candle-transformers' Whisper decoder exposes nothing before its final layer norm";
+    ["embeddings", "h.*"]
+        .map(|point| Unsupported { point: point.into(), reason: reason.into() })
+        .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use llorch_trace::all_points;
+    use llorch_trace::points::glob_matches;
+
+    #[test]
+    fn the_version_is_the_locked_one() {
+        let lock = include_str!("../Cargo.lock");
+        for package in ["candle-core", "candle-nn", "candle-transformers"] {
+            let pin = format!("name = \"{package}\"\nversion = \"{CANDLE}\"\n");
+            assert!(lock.contains(&pin), "{package}");
+        }
+    }
+
+    #[test]
+    fn every_recipe_is_of_a_point_that_is_supported() {
+        for variant in [Variant::Graph, Variant::GraphF64, Variant::Upstream] {
+            let hello = hello(variant);
+            for glob in hello.recipes.keys() {
+                let points: Vec<_> = all_points(2).into_iter().map(|p| p.to_string()).collect();
+                let matched: Vec<_> = points.iter().filter(|p| glob_matches(glob, p)).collect();
+                assert!(!matched.is_empty(), "{glob}");
+                assert!(matched.iter().all(|p| hello.unsupported_reason(p).is_none()), "{glob}");
+            }
+        }
+    }
+}
