@@ -1,0 +1,124 @@
+//! Markdown: the same content as the terminal's tables, for a pull request or an issue.
+
+use std::fmt::Write;
+
+use super::numbers::{error, index, tolerance, value};
+use super::sentences::{checkpoint_sentence, place, verdict_line};
+use super::view::{CheckpointView, checkpoints, pairs, widest};
+use super::{Renderer, Style};
+use crate::result::{Role, RunResult, Verdict};
+
+pub struct MarkdownRenderer;
+
+impl Renderer for MarkdownRenderer {
+    fn render(&self, result: &RunResult, style: &Style) -> String {
+        let views = checkpoints(result);
+        let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
+        let line = verdict_line(result, views.len(), views.iter().filter(passed).count());
+        let mut out = format!("# {}\n\n", escape(&line));
+        let m = &result.model;
+        let _ = writeln!(out, "Model `{}`, {}; weights sha256 `{}`.\n", m.name, escape(&m.source), m.sha256);
+        implementations(&mut out, result);
+        summary(&mut out, result, &views);
+        for view in &views {
+            checkpoint(&mut out, result, view, style);
+        }
+        out
+    }
+}
+
+fn implementations(out: &mut String, result: &RunResult) {
+    head(out, &["implementation", "version", "worth", "status"]);
+    for i in &result.implementations {
+        let worth = match (i.role, i.worth) {
+            (Role::Subject, _) => "subject".to_string(),
+            (_, worth) => worth.map(|w| w.to_string()).unwrap_or("-".into()),
+        };
+        let status = serde_json::to_value(i.status).ok();
+        let status = status.as_ref().and_then(|v| v.as_str()).unwrap_or_default();
+        let reason = if i.reason.is_empty() { String::new() } else { format!(": {}", i.reason) };
+        row(out, &[i.name.clone(), i.version.clone(), worth, format!("{status}{reason}")]);
+    }
+}
+
+fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
+    let _ = writeln!(out);
+    head(out, &["#", "checkpoint", "verdict", "semantics", "kernels", "largest error", "at"]);
+    let (with_ours, _) = pairs(result);
+    for view in views {
+        let largest = widest(&view.lines, &with_ours);
+        let figure = largest.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+        row(out, &[
+            view.number.to_string(),
+            view.name.into(),
+            view.verdict.name().into(),
+            view.semantics.to_string(),
+            view.kernels.to_string(),
+            figure.unwrap_or("-".into()),
+            largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into()),
+        ]);
+    }
+    if !result.unchecked.is_empty() {
+        let _ = writeln!(out, "\n## UNCHECKED\n");
+        for u in &result.unchecked {
+            let _ = writeln!(out, "- {}: {}", escape(&u.what), escape(&u.reason));
+        }
+    }
+}
+
+fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, style: &Style) {
+    let _ = writeln!(out, "\n## Checkpoint {}: {} ({})\n", view.number, view.name, view.verdict.name());
+    let (mut columns, among) = pairs(result);
+    if columns.len() <= 3 || style.pairs {
+        columns.extend(among);
+    }
+    let mut header = vec!["point".to_string()];
+    header.extend(columns.iter().map(|p| format!("{}–{}", p.a, p.b)));
+    header.extend(["tolerance", "worst at", "verdict"].map(String::from));
+    head(out, &header);
+    for line in &view.lines {
+        let mut cells = vec![format!("`{}` ×{}", line.label, line.folded)];
+        cells.extend(columns.iter().map(|p| match line.cell(p) {
+            None => "-".into(),
+            Some((Verdict::Unchecked, _)) => "UNCHECKED".into(),
+            Some((Verdict::Error, _)) => "ERROR".into(),
+            Some((verdict, row)) => {
+                let figure = row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+                let figure = figure.unwrap_or("equal".into());
+                if verdict == Verdict::Pass { figure } else { format!("{figure} {}", verdict.name()) }
+            }
+        }));
+        let worst = line.worst;
+        let at = worst.metrics.as_ref().map(|m| index(&m.worst)).unwrap_or_default();
+        cells.push(tolerance(worst.tolerance));
+        cells.push(format!("{} {at}", place(worst)).trim_end().into());
+        cells.push(line.verdict.name().into());
+        row(out, &cells);
+    }
+    let _ = writeln!(out, "\n{}", escape(&checkpoint_sentence(result, view)));
+    let failed = view.lines.iter().map(|l| l.worst);
+    for r in failed.filter(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error)) {
+        let values = r.metrics.as_ref().map(|m| {
+            let [a, b] = m.worst_values;
+            format!(" (worst {}: {} against {})", index(&m.worst), value(a), value(b))
+        });
+        let what = format!("{} {}–{} at {}: {}{}", r.verdict.name(), r.a, r.b, place(r), r.reason, values.unwrap_or_default());
+        let _ = writeln!(out, "\n- {}", escape(&what));
+    }
+}
+
+fn head<S: AsRef<str>>(out: &mut String, names: &[S]) {
+    let names: Vec<String> = names.iter().map(|n| n.as_ref().to_string()).collect();
+    row(out, &names);
+    let _ = writeln!(out, "|{}", " --- |".repeat(names.len()));
+}
+
+fn row(out: &mut String, cells: &[String]) {
+    let cells: Vec<_> = cells.iter().map(|c| escape(c)).collect();
+    let _ = writeln!(out, "| {} |", cells.join(" | "));
+}
+
+/// What would end a cell or begin markup.
+fn escape(text: &str) -> String {
+    text.replace('|', "\\|").replace('*', "\\*").replace('\n', " ")
+}

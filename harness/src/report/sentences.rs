@@ -1,0 +1,150 @@
+//! A result in words.
+
+use super::numbers::{error, list};
+use super::view::{CheckpointView, Pair, pairs, widest};
+use crate::result::{ModelKind, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
+
+/// The first line of every report.
+pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> String {
+    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or("no subject");
+    let ran: Vec<&str> = result
+        .references()
+        .filter(|i| !matches!(i.status, Status::Missing))
+        .map(|i| i.name.as_str())
+        .collect();
+    let against = if ran.is_empty() { "no reference".into() } else { list(&ran) };
+    let what = match result.verdict {
+        RunVerdict::Pass | RunVerdict::Warn => {
+            format!("{subject} matches {against} at {}", of(passed, checkpoints))
+        }
+        RunVerdict::Fail => {
+            let first = first_failure(result).map(|r| format!(", first at {}", place(r)));
+            format!(
+                "{subject} against {against}: {} passed{}",
+                of(passed, checkpoints),
+                first.unwrap_or_default()
+            )
+        }
+        RunVerdict::Incomplete => {
+            format!("{subject} against {against}: {} passed, something was not checked", of(passed, checkpoints))
+        }
+        RunVerdict::Error => match result.subject().filter(|s| s.status != Status::Ok) {
+            Some(s) => format!("{subject}: {}", s.reason.lines().next().unwrap_or_default()),
+            None => "nothing was compared".into(),
+        },
+    };
+    let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
+    match result.model.kind {
+        ModelKind::Real => {}
+        kind => {
+            if kind == ModelKind::Synthetic {
+                line.push_str(" (synthetic)");
+            }
+            line.push_str(" · real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)");
+        }
+    }
+    line
+}
+
+fn of(passed: usize, checkpoints: usize) -> String {
+    match (passed, checkpoints) {
+        (1, 1) => "1 checkpoint".into(),
+        (p, c) if p == c => format!("all {c} checkpoints"),
+        (p, c) => format!("{p} of {c} checkpoints"),
+    }
+}
+
+/// The first row in data-flow order that failed.
+pub fn first_failure(result: &RunResult) -> Option<&Row> {
+    let failed = result.rows.iter().filter(|r| r.verdict == Verdict::Fail);
+    failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
+}
+
+/// `h.3.attn.out in case hello, step 2`.
+pub fn place(row: &Row) -> String {
+    let step = if row.step == 0 { "prefill".into() } else { format!("step {}", row.step) };
+    format!("{} (case {}, {step})", row.point, row.case)
+}
+
+/// The sentence below a checkpoint's table.
+pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> String {
+    let (with_ours, among) = pairs(result);
+    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let mut parts = Vec::new();
+    let by = |wanted: fn(Verdict) -> bool| -> Vec<&str> {
+        let worst = |p: &&Pair| {
+            let cells = view.lines.iter().filter_map(|l| l.cell(p)).map(|c| c.0);
+            let checked: Vec<_> = cells.collect();
+            let bad = checked.iter().filter(|v| **v != Verdict::Unchecked).max();
+            wanted(*bad.unwrap_or(&Verdict::Unchecked))
+        };
+        with_ours.iter().filter(worst).map(|p| p.b.as_str()).collect()
+    };
+    let matches = by(|v| matches!(v, Verdict::Pass | Verdict::Warn));
+    let differs = by(|v| v == Verdict::Fail);
+    let broken = by(|v| v == Verdict::Error);
+    if !matches.is_empty() {
+        parts.push(format!("{subject} matches {}", list(&matches)));
+    }
+    if !differs.is_empty() {
+        parts.push(format!("{subject} differs from {}", list(&differs)));
+    }
+    if !broken.is_empty() {
+        parts.push(format!("no comparison with {}", list(&broken)));
+    }
+    if parts.is_empty() {
+        parts.push(format!("{subject} was checked by no reference"));
+    }
+    if let Some(row) = widest(&view.lines, &among) {
+        let error = row.metrics.as_ref().and_then(|m| m.max_abs);
+        parts.push(match error {
+            Some(0.0) => "the references agree bit for bit".into(),
+            _ => format!("the references agree within {}, widest {}–{} at {}", self::error(error), row.a, row.b, row.point),
+        });
+    }
+    let own = view.lines.iter().flat_map(|l| l.rows.iter()).filter(|r| r.kind == RowKind::Own);
+    let mut inconsistent: Vec<&str> =
+        own.filter(|r| r.verdict == Verdict::Fail).map(|r| r.a.as_str()).collect();
+    inconsistent.dedup();
+    if !inconsistent.is_empty() {
+        parts.push(format!("{} contradicts itself", list(&inconsistent)));
+    }
+    format!("{}.", parts.join("; "))
+}
+
+/// What to look at first, for a row that failed.
+pub fn hint(row: &Row) -> Option<&'static str> {
+    use llorch_trace::Stage;
+    if row.reason.contains("shapes differ") {
+        return Some("the shape comes first: values mean nothing before it is right");
+    }
+    if row.reason.contains("not finite") {
+        return Some("look for a division by zero, an overflow in exp, or memory that was not written");
+    }
+    if row.kind == RowKind::Own {
+        return Some("this needs no reference: the implementation's own tensors contradict each other");
+    }
+    Some(match row.point.stage {
+        Stage::Tokens | Stage::Embeddings => {
+            "token ids first, then wte[ids] + wpe[positions]: positions start at 0"
+        }
+        Stage::Ln1 | Stage::Ln2 | Stage::LnF => {
+            "eps inside the root (1e-5), the biased variance, gain and bias after it"
+        }
+        Stage::Q | Stage::K | Stage::V => {
+            "Conv1D weights are [in, out]; c_attn's columns are q, k, v in this order; then the bias"
+        }
+        Stage::CacheK | Stage::CacheV => "rows are appended in order of position, and none is overwritten",
+        Stage::Scores => "q·k over √D of the head, not of the model; positions match",
+        Stage::Probs => "the mask is causal, j ≤ i; softmax runs over keys",
+        Stage::Context => "probs · v, heads side by side again in their order",
+        Stage::AttnOut => "c_proj is [in, out] as well (not transposed), with its bias",
+        Stage::ResidMid | Stage::Block => "the residual is the input of the norm, not its output",
+        Stage::Fc | Stage::Act | Stage::MlpOut => "gelu_new is the tanh form; c_fc and c_proj are [in, out]",
+        Stage::Logits | Stage::LogitsLast => "the head is wte, transposed, with no bias, after ln_f",
+        Stage::Argmax | Stage::Generated => {
+            "a choice between near equals is excused; this one is not: look at the logits before it"
+        }
+        Stage::NextProbs => "softmax of the last row over the vocabulary, after temperature, top-k, top-p",
+    })
+}

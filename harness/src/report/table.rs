@@ -1,0 +1,268 @@
+//! Tables for a terminal: a summary, then one table a checkpoint.
+
+use std::fmt::Write;
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+
+use super::numbers::{error, index, list, seconds, tolerance, value, values};
+use super::sentences::{checkpoint_sentence, hint, place, verdict_line};
+use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
+use super::{Renderer, Style};
+use crate::result::{Role, Row, RowKind, RunResult, Status, Verdict};
+
+pub struct TableRenderer;
+
+/// Failures shown in full below a checkpoint's table; the rest are counted.
+const FAILURES_SHOWN: usize = 3;
+
+impl Renderer for TableRenderer {
+    fn render(&self, result: &RunResult, style: &Style) -> String {
+        let views = checkpoints(result);
+        let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
+        let mut out = String::new();
+        let line = verdict_line(result, views.len(), views.iter().filter(passed).count());
+        let _ = writeln!(out, "{line}\n");
+        summary(&mut out, result, &views, style);
+        for view in &views {
+            checkpoint(&mut out, result, view, style);
+        }
+        generations(&mut out, result, style);
+        out
+    }
+}
+
+fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], style: &Style) {
+    let m = &result.model;
+    let revision = m.revision.as_ref().map(|r| format!(" at revision {r}")).unwrap_or_default();
+    let kind = serde_json::to_value(m.kind).ok().and_then(|v| v.as_str().map(String::from));
+    let _ = writeln!(out, "model {} ({}), {}{revision}", m.name, kind.unwrap_or_default(), m.source);
+    let _ = writeln!(out, "weights sha256 {}", m.sha256);
+    let cases: Vec<&str> = result.cases.iter().map(|c| c.name.as_str()).collect();
+    let took = result.seconds.get("total").map(|s| format!(", {}", seconds(*s))).unwrap_or_default();
+    let _ = writeln!(out, "cases {}{took}\n", list(&cases));
+
+    let mut table = new_table(style);
+    table.set_header(bold(&["implementation", "version", "worth", "status", "time"], style));
+    for i in &result.implementations {
+        let worth = match (i.role, i.worth) {
+            (Role::Subject, _) => "subject".to_string(),
+            (_, Some(w)) => w.to_string(),
+            (_, None) => "-".into(),
+        };
+        let status = match i.status {
+            Status::Ok => Cell::new("ok"),
+            Status::Partial => colour(Cell::new("partial"), Color::Yellow, style),
+            Status::Missing => colour(Cell::new("missing"), Color::Yellow, style),
+            Status::Error => colour(Cell::new("error"), Color::Red, style),
+        };
+        let time = result.seconds.get(&i.name).map(|s| seconds(*s)).unwrap_or("-".into());
+        let row = vec![Cell::new(&i.name), Cell::new(&i.version), Cell::new(worth), status, Cell::new(time)];
+        table.add_row(row);
+    }
+    let _ = writeln!(out, "{table}");
+    for i in result.implementations.iter().filter(|i| !i.reason.is_empty()) {
+        let _ = writeln!(out, "{}: {}", i.name, i.reason);
+        if let Some(mend) = &i.mend {
+            let _ = writeln!(out, "  mend it with: {mend}");
+        }
+    }
+
+    let mut table = new_table(style);
+    let header = ["#", "checkpoint", "verdict", "confirmed by", "largest error", "at"];
+    table.set_header(bold(&header, style));
+    let (with_ours, _) = pairs(result);
+    for view in views {
+        let largest = widest(&view.lines, &with_ours);
+        let figure = largest.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+        table.add_row(vec![
+            Cell::new(view.number).set_alignment(CellAlignment::Right),
+            Cell::new(view.name),
+            verdict_cell(view.verdict, style),
+            Cell::new(format!("{} semantics, {} kernels", view.semantics, view.kernels)),
+            Cell::new(figure.unwrap_or("-".into())),
+            Cell::new(largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into())),
+        ]);
+    }
+    let _ = writeln!(out, "\n{table}");
+    if !result.unchecked.is_empty() {
+        let _ = writeln!(out, "\nUNCHECKED");
+        for u in &result.unchecked {
+            let _ = writeln!(out, "  {}: {}", u.what, u.reason);
+        }
+    }
+}
+
+fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, style: &Style) {
+    let _ = writeln!(out, "\nCheckpoint {} · {} · {}", view.number, view.name, view.verdict.name());
+    let (with_ours, among) = pairs(result);
+    // Beyond three references every pair would be too wide a table: their spread says as much.
+    let spread = with_ours.len() > 3 && !style.pairs;
+    let mut table = new_table(style);
+    let mut header = vec!["point".to_string()];
+    header.extend(with_ours.iter().map(|p| format!("{}\n{}", p.a, p.b)));
+    match spread {
+        true => header.push("references\nwidest pair".into()),
+        false => header.extend(among.iter().map(|p| format!("{}\n{}", p.a, p.b))),
+    }
+    header.extend(["tolerance", "worst at", "verdict"].map(String::from));
+    table.set_header(bold(&header, style));
+    for line in &view.lines {
+        let mut row = vec![Cell::new(label(line))];
+        row.extend(with_ours.iter().map(|p| cell(line, p, style)));
+        match spread {
+            true => row.push(Cell::new(widest_pair(line, &among))),
+            false => row.extend(among.iter().map(|p| cell(line, p, style))),
+        }
+        row.push(Cell::new(tolerance(line.worst.tolerance)));
+        row.push(Cell::new(worst_at(line.worst)));
+        row.push(verdict_cell(line.verdict, style));
+        table.add_row(row);
+    }
+    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", checkpoint_sentence(result, view));
+    notes(out, view);
+    failures(out, view);
+}
+
+fn label(line: &PointLine<'_>) -> String {
+    match line.folded {
+        1 => line.label.clone(),
+        n => format!("{} ×{n}", line.label),
+    }
+}
+
+fn cell(line: &PointLine<'_>, pair: &Pair, style: &Style) -> Cell {
+    let Some((verdict, row)) = line.cell(pair) else { return Cell::new("-") };
+    let figure = row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+    match verdict {
+        Verdict::Pass => Cell::new(figure.unwrap_or("equal".into())),
+        Verdict::Unchecked => Cell::new("UNCHECKED"),
+        Verdict::Warn => colour(Cell::new(format!("{} WARN", figure.unwrap_or_default())), Color::Yellow, style),
+        Verdict::Fail => {
+            let text = format!("{} FAIL", figure.unwrap_or_default());
+            colour(Cell::new(text.trim_start()), Color::Red, style)
+        }
+        Verdict::Error => colour(Cell::new("ERROR"), Color::Red, style),
+    }
+}
+
+fn widest_pair(line: &PointLine<'_>, among: &[Pair]) -> String {
+    let widest = among.iter().filter_map(|p| line.cell(p)?.1);
+    let size = |r: &&Row| r.metrics.as_ref().and_then(|m| m.max_abs).unwrap_or(f64::INFINITY);
+    match widest.max_by(|x, y| size(x).total_cmp(&size(y))) {
+        None => "-".into(),
+        Some(r) => format!("{} {}–{}", error(r.metrics.as_ref().and_then(|m| m.max_abs)), r.a, r.b),
+    }
+}
+
+fn worst_at(row: &Row) -> String {
+    let at = row.metrics.as_ref().map(|m| index(&m.worst)).unwrap_or_default();
+    let layer = row.layer.map(|l| format!("layer {l}, ")).unwrap_or_default();
+    format!("{layer}{} step {} {at}", row.case, row.step).trim_end().to_string()
+}
+
+/// What passed for a reason.
+fn notes(out: &mut String, view: &CheckpointView<'_>) {
+    let noted = view.lines.iter().flat_map(|l| l.rows.iter());
+    let mut seen: Vec<&str> = Vec::new();
+    for row in noted.filter(|r| matches!(r.verdict, Verdict::Pass | Verdict::Warn) && !r.reason.is_empty()) {
+        if !seen.contains(&row.reason.as_str()) {
+            let _ = writeln!(out, "  note: {}–{} at {}: {}", row.a, row.b, place(row), row.reason);
+            seen.push(&row.reason);
+        }
+    }
+    let own = view.lines.iter().flat_map(|l| l.own());
+    let (checked, failed) = own.fold((0, 0), |(n, f), r| {
+        (n + 1, f + usize::from(matches!(r.verdict, Verdict::Fail | Verdict::Error)))
+    });
+    if checked > 0 && failed == 0 {
+        let _ = writeln!(out, "  {checked} checks of implementations against themselves and the oracle: all pass");
+    }
+}
+
+fn failures(out: &mut String, view: &CheckpointView<'_>) {
+    let mut failed: Vec<&Row> = view.lines.iter().flat_map(|l| l.rows.iter().copied()).collect();
+    failed.retain(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error));
+    failed.sort_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)));
+    for row in failed.iter().take(FAILURES_SHOWN) {
+        let kind = match row.kind {
+            RowKind::Own => format!("{} against itself", row.a),
+            _ => format!("{}–{}", row.a, row.b),
+        };
+        let _ = writeln!(out, "  {} {kind} at {}: {}", row.verdict.name(), place(row), row.reason);
+        if let Some(m) = row.metrics.as_ref().filter(|_| row.verdict == Verdict::Fail) {
+            let [a, b] = m.worst_values;
+            let _ = writeln!(out, "    worst {}: {} against {}", index(&m.worst), value(a), value(b));
+        }
+        if let Some(excerpt) = &row.excerpt {
+            for line in values(excerpt, &row.a, &row.b) {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+        if let Some(hint) = hint(row).filter(|_| row.verdict == Verdict::Fail || row.reason.contains("shape")) {
+            let _ = writeln!(out, "    hint: {hint}");
+        }
+    }
+    if failed.len() > FAILURES_SHOWN {
+        let rest = failed.len() - FAILURES_SHOWN;
+        let _ = writeln!(out, "  and {rest} more rows that fail here (--format json has them all)");
+    }
+    // Elements that were asked for with --values, where nothing failed.
+    for row in view.lines.iter().map(|l| l.worst).filter(|r| r.verdict == Verdict::Pass) {
+        if let Some(excerpt) = &row.excerpt {
+            let _ = writeln!(out, "  {}", place(row));
+            for line in values(excerpt, &row.a, &row.b) {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+}
+
+fn generations(out: &mut String, result: &RunResult, style: &Style) {
+    let mut table = new_table(style);
+    table.set_header(bold(&["case", "implementation", "generated"], style));
+    let mut rows = 0;
+    for case in result.cases.iter().filter(|c| c.sampling.temperature == 0.0) {
+        for i in &result.implementations {
+            let Some(g) = case.generated.get(&i.name) else { continue };
+            let text = g.text.as_ref().map(|t| format!("{t:?}")).unwrap_or_else(|| format!("{:?}", g.ids));
+            table.add_row(vec![Cell::new(&case.name), Cell::new(&i.name), Cell::new(text)]);
+            rows += 1;
+        }
+    }
+    if rows > 0 {
+        let _ = writeln!(out, "\nGenerated text\n{table}");
+    }
+}
+
+fn new_table(style: &Style) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    match style.width {
+        Some(width) => table.set_width(width.max(60)),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
+    if style.colour { table.enforce_styling() } else { table.force_no_tty() };
+    table
+}
+
+fn bold<S: AsRef<str>>(names: &[S], style: &Style) -> Vec<Cell> {
+    let cell = |n: &S| match style.colour {
+        true => Cell::new(n.as_ref()).add_attribute(Attribute::Bold),
+        false => Cell::new(n.as_ref()),
+    };
+    names.iter().map(cell).collect()
+}
+
+fn colour(cell: Cell, colour: Color, style: &Style) -> Cell {
+    if style.colour { cell.fg(colour) } else { cell }
+}
+
+fn verdict_cell(verdict: Verdict, style: &Style) -> Cell {
+    let cell = Cell::new(verdict.name());
+    match verdict {
+        Verdict::Pass => colour(cell, Color::Green, style),
+        Verdict::Warn | Verdict::Unchecked => colour(cell, Color::Yellow, style),
+        Verdict::Fail | Verdict::Error => colour(cell, Color::Red, style),
+    }
+}

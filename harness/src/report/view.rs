@@ -1,0 +1,169 @@
+//! The rows of a result, grouped for the eye: by checkpoint, then by kind of point, layers, steps and
+//! cases folded onto the worst of them.
+
+use llorch_trace::Stage;
+
+use crate::result::{Implementation, Role, Row, RowKind, RunResult, Status, Verdict};
+use llorch_trace::points::CHECKPOINTS;
+use llorch_trace::protocol::Worth;
+
+/// One checkpoint that the run looked at.
+pub struct CheckpointView<'a> {
+    pub number: u8,
+    pub name: &'static str,
+    pub verdict: Verdict,
+    pub lines: Vec<PointLine<'a>>,
+    /// References of each worth whose every row against the subject passed, at least one compared.
+    pub semantics: usize,
+    pub kernels: usize,
+}
+
+/// One kind of point: `h.*.attn.q` in all layers, steps and cases.
+pub struct PointLine<'a> {
+    pub stage: Stage,
+    pub label: String,
+    /// How many rows a pair has here.
+    pub folded: usize,
+    pub verdict: Verdict,
+    pub rows: Vec<&'a Row>,
+    /// The row that stands for all: the worst verdict, then the largest error against its tolerance.
+    pub worst: &'a Row,
+}
+
+/// Two implementations, by name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pair {
+    pub a: String,
+    pub b: String,
+}
+
+pub fn checkpoints(result: &RunResult) -> Vec<CheckpointView<'_>> {
+    CHECKPOINTS.iter().filter_map(|c| checkpoint(result, c.number)).collect()
+}
+
+fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
+    let rows: Vec<&Row> = result.rows.iter().filter(|r| r.checkpoint == number).collect();
+    let mut stages: Vec<Stage> = rows.iter().map(|r| r.point.stage).collect();
+    stages.sort();
+    stages.dedup();
+    let lines: Vec<PointLine<'_>> = stages
+        .into_iter()
+        .filter_map(|stage| {
+            line(stage, rows.iter().copied().filter(|r| r.point.stage == stage).collect())
+        })
+        .collect();
+    if lines.is_empty() {
+        return None;
+    }
+    let confirming = |worth: Worth| {
+        let confirms = |i: &&Implementation| i.worth == Some(worth) && confirms(result, &rows, &i.name);
+        result.references().filter(confirms).count()
+    };
+    Some(CheckpointView {
+        number,
+        name: CHECKPOINTS[number as usize].name,
+        verdict: overall(&rows),
+        semantics: confirming(Worth::Semantics),
+        kernels: confirming(Worth::Kernels),
+        lines,
+    })
+}
+
+fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
+    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let pairs = || rows.iter().filter(|r| r.kind == RowKind::Pair && r.a == subject && r.b == reference);
+    let bad = |r: &&&Row| matches!(r.verdict, Verdict::Fail | Verdict::Error);
+    pairs().any(|r| r.verdict != Verdict::Unchecked) && pairs().find(bad).is_none()
+}
+
+/// UNCHECKED only where nothing was checked: one reference that can't do a point does not hide that
+/// the others did.
+fn overall(rows: &[&Row]) -> Verdict {
+    let checked = rows.iter().map(|r| r.verdict).filter(|v| *v != Verdict::Unchecked).max();
+    checked.unwrap_or(Verdict::Unchecked)
+}
+
+fn line<'a>(stage: Stage, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
+    let worst = rows.iter().copied().max_by(|x, y| {
+        let key = |r: &Row| match r.verdict {
+            Verdict::Unchecked => (Verdict::Pass, -1.0),
+            v => (v, strain(r)),
+        };
+        let ((v, s), (w, t)) = (key(x), key(y));
+        // The first of equals stands in front: data flows from there.
+        v.cmp(&w).then(s.total_cmp(&t)).then(std::cmp::Ordering::Greater)
+    })?;
+    let mut places: Vec<_> = rows.iter().map(|r| (&r.case, r.step, r.layer)).collect();
+    places.sort();
+    places.dedup();
+    let mut layers: Vec<_> = rows.iter().filter_map(|r| r.layer).collect();
+    layers.sort_unstable();
+    layers.dedup();
+    let label = match layers[..] {
+        [_, _, ..] => rows[0].point.to_string().replacen(&format!("h.{}", rows[0].layer.unwrap_or(0)), "h.*", 1),
+        _ => rows[0].point.to_string(),
+    };
+    Some(PointLine { stage, label, folded: places.len(), verdict: overall(&rows), worst, rows })
+}
+
+/// The error of a row in units of what it may be; what is exact counts by its error alone.
+fn strain(row: &Row) -> f64 {
+    let Some(m) = &row.metrics else { return 0.0 };
+    let Some(max_abs) = m.max_abs else { return f64::INFINITY };
+    let size = m.worst_values.iter().flatten().fold(1.0f64, |s, v| s.max(v.abs()));
+    if row.tolerance > 0.0 { max_abs / (row.tolerance * size) } else { max_abs }
+}
+
+impl<'a> PointLine<'a> {
+    /// The rows of one pair, in the order of the result.
+    pub fn of_pair(&self, pair: &Pair) -> impl Iterator<Item = &'a Row> {
+        let pair = pair.clone();
+        let is = move |r: &&Row| r.kind == RowKind::Pair && r.a == pair.a && r.b == pair.b;
+        self.rows.clone().into_iter().filter(is)
+    }
+
+    /// The largest error of a pair and its verdict: what its cell shows. None where the pair has no
+    /// rows here.
+    pub fn cell(&self, pair: &Pair) -> Option<(Verdict, Option<&'a Row>)> {
+        let rows: Vec<&Row> = self.of_pair(pair).collect();
+        if rows.is_empty() {
+            return None;
+        }
+        let with_figures = rows.iter().copied().filter(|r| r.metrics.is_some());
+        let largest = with_figures.max_by(|x, y| size(x).total_cmp(&size(y)));
+        Some((overall(&rows), largest))
+    }
+
+    /// The worst row of each implementation against itself.
+    pub fn own(&self) -> impl Iterator<Item = &&'a Row> {
+        self.rows.iter().filter(|r| r.kind != RowKind::Pair)
+    }
+}
+
+fn size(row: &Row) -> f64 {
+    row.metrics.as_ref().map_or(0.0, |m| m.max_abs.unwrap_or(f64::INFINITY))
+}
+
+/// The pairs in the order of the columns: ours against each reference, then references among
+/// themselves.
+pub fn pairs(result: &RunResult) -> (Vec<Pair>, Vec<Pair>) {
+    let present = |i: &&Implementation| i.status != Status::Missing;
+    let names: Vec<&str> = result.references().filter(present).map(|i| i.name.as_str()).collect();
+    let ours = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let with_ours = names.iter().map(|b| Pair { a: ours.into(), b: b.to_string() }).collect();
+    let mut among = Vec::new();
+    for (i, a) in names.iter().enumerate() {
+        among.extend(names[i + 1..].iter().map(|b| Pair { a: a.to_string(), b: b.to_string() }));
+    }
+    (with_ours, among)
+}
+
+/// The widest pair among `pairs` at these lines: its largest error and where.
+pub fn widest<'a>(lines: &[PointLine<'a>], pairs: &[Pair]) -> Option<&'a Row> {
+    let all = lines.iter().flat_map(|l| pairs.iter().filter_map(|p| l.cell(p)?.1));
+    all.max_by(|x, y| size(x).total_cmp(&size(y)))
+}
+
+pub fn is_subject(result: &RunResult, name: &str) -> bool {
+    result.implementations.iter().any(|i| i.role == Role::Subject && i.name == name)
+}
