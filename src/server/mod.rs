@@ -12,37 +12,35 @@ mod shutdown;
 mod stop;
 mod worker;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
+use tokio::net::TcpListener;
 
+use crate::cli::ModelArgs;
+use crate::error::{Error, Result};
 use worker::Worker;
 
 /// How the daemon is started.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServeArgs {
-    /// nano, synth:gpt2, gpt2, a hub id or a folder
-    #[arg(long, default_value = "nano", env = "LLORCH_MODEL")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
+
     /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1", env = "LLORCH_HOST")]
+    #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
-    /// Port to listen on; 0 takes a free one and prints it
-    #[arg(long, default_value_t = 8080, env = "LLORCH_PORT")]
+
+    /// Port to listen on; 0 takes a free one, which the first line of output names
+    #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// Threads of the engine; 0 takes as many as the machine has
-    #[arg(long, default_value_t = 0, env = "LLORCH_THREADS")]
-    pub threads: usize,
+
     /// Requests that may wait while one is answered; more are refused with 429
-    #[arg(long, default_value_t = 32, env = "LLORCH_QUEUE")]
+    #[arg(long, default_value_t = 32)]
     pub queue: usize,
-    /// Never ask the hub
-    #[arg(long)]
-    pub offline: bool,
 }
 
 /// What every handler sees.
@@ -73,33 +71,32 @@ fn router(app: App) -> Router {
 /// Serves until SIGTERM or Ctrl-C; returns the exit code.
 ///
 /// The address is bound before the model is loaded, so that `/health` can answer 503 meanwhile.
-pub fn run(args: &ServeArgs) -> anyhow::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+pub fn run(args: ServeArgs) -> Result<u8> {
+    let failed = |action| move |e: std::io::Error| Error::Service { action, what: e.to_string() };
+    // The model computes on its own threads; two are plenty for sockets.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().map_err(failed("start the daemon"))?;
     runtime.block_on(serve(args))
 }
 
-async fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
-    let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port)).await;
-    let listener = match listener {
-        Ok(listener) => listener,
-        Err(e) => {
-            eprintln!("error: failed to listen on {}:{}: {e}", args.host, args.port);
-            return Ok(3);
-        }
+async fn serve(args: ServeArgs) -> Result<u8> {
+    let listen = |e: std::io::Error| Error::Service {
+        action: "listen",
+        what: format!("{}:{}: {e}", args.host, args.port),
     };
-    let address: SocketAddr = listener.local_addr()?;
-    println!("listening on http://{address}");
-    let worker = Arc::new(Worker::start(args.clone()));
-    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-    let app = App { worker: worker.clone(), model: args.model.as_str().into(), started };
-    let served = shutdown::serve(listener, router(app), worker.clone()).await?;
-    Ok(served)
+    let listener = TcpListener::bind((args.host.as_str(), args.port)).await.map_err(listen)?;
+    println!("listening on http://{}", listener.local_addr().map_err(listen)?);
+    let model = args.model.model.as_str().into();
+    let worker = Arc::new(Worker::start(args));
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let app = App { worker: worker.clone(), model, started };
+    let served = shutdown::serve(listener, router(app), worker).await;
+    served.map_err(|e| Error::Service { action: "serve", what: e.to_string() })
 }
 
-/// The model's folder, as the worker resolved it.
-#[derive(Debug, Clone)]
+/// What a request is checked against.
+#[derive(Debug, Clone, Copy)]
 struct Loaded {
-    dir: PathBuf,
     n_positions: usize,
     vocab_size: usize,
     end_of_text: Option<u32>,

@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
-use llorch_models::ResolveOptions;
 use tokio::sync::mpsc;
 
 use super::stop::StopMatcher;
@@ -137,7 +136,7 @@ fn work(args: &ServeArgs, queue: &Receiver<Job>, state: &OnceLock<std::result::R
         Ok((model, tokenizer, info)) => {
             let tokenizer = Arc::new(tokenizer);
             let _ = state.set(Ok(Ready { info, tokenizer: tokenizer.clone() }));
-            eprintln!("{} is ready, {} threads", args.model, model.threads());
+            eprintln!("{} is ready, {} threads", args.model.model, model.threads());
             (model, tokenizer)
         }
         Err(e) => {
@@ -161,16 +160,14 @@ fn work(args: &ServeArgs, queue: &Receiver<Job>, state: &OnceLock<std::result::R
 }
 
 fn load(args: &ServeArgs) -> Result<(Model, Tokenizer, Loaded)> {
-    let options = ResolveOptions { offline: args.offline, ..Default::default() };
-    let resolved = llorch_models::resolve(&args.model, &options)?;
+    let resolved = args.model.resolve()?;
     let tokenizer = Tokenizer::load(&resolved.dir)?;
-    let model = Model::load(&resolved.dir, args.threads)?;
+    let model = Model::load(&resolved.dir, args.model.threads)?;
     let config = model.config();
     let info = Loaded {
-        dir: resolved.dir.clone(),
         n_positions: config.n_positions,
         vocab_size: config.vocab_size,
-        end_of_text: tokenizer.end_of_text(),
+        end_of_text: config.eos_token_id,
     };
     Ok((model, tokenizer, info))
 }
