@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llorch_trace::protocol::{HelloResponse, PROTOCOL_VERSION, Unsupported, Worth};
+use llorch_trace::protocol::{Deviation, HelloResponse, PROTOCOL_VERSION, Unsupported, Worth};
 
 use crate::variant::Variant;
 
@@ -72,8 +72,20 @@ pub fn hello(variant: Variant) -> HelloResponse {
             .iter()
             .map(|(p, r)| (p.to_string(), r.to_string()))
             .collect::<BTreeMap<_, _>>(),
-        deviations: Vec::new(),
+        deviations: if variant == Variant::GraphF64 { Vec::new() } else { deviations() },
     }
+}
+
+/// Rounding, but more of it than other softmaxes have: 50,257 / 32 terms a lane, each off by half an
+/// ulp of a sum near 1, are 9.4e-5 at worst. Measured on a distribution with a peak of 0.93: 9.8e-6.
+fn deviations() -> Vec<Deviation> {
+    vec![Deviation {
+        point: "next.probs".into(),
+        bound: 1e-4,
+        reason: "candle-nn's softmax sums the exponentials in f32, in 32 lanes: beside a peak the tail of \
+                 a large vocabulary is rounded away"
+            .into(),
+    }]
 }
 
 fn unsupported() -> Vec<Unsupported> {
