@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use llorch_trace::protocol::{HelloResponse, Sampling};
+use serde::{Deserialize, Serialize};
 use llorch_trace::{Bundle, Dims, Point, PointSet, Tensor};
 
 use crate::result::{Generation, Role};
@@ -60,7 +61,8 @@ impl Plan {
                 Stage::CacheK => &[Stage::K],
                 Stage::CacheV => &[Stage::V],
                 Stage::LogitsLast => &[Stage::Logits],
-                Stage::Argmax | Stage::NextProbs => &[Stage::LogitsLast],
+                // What excuses a choice between near equals.
+                Stage::Argmax | Stage::NextProbs | Stage::Generated => &[Stage::LogitsLast],
                 _ => &[],
             };
             let layer = point.layer.unwrap_or(0);
@@ -100,7 +102,7 @@ pub struct Evidence {
 
 /// One thing that went wrong. `None` widens it: no point means the whole step, no step the whole
 /// case, no case the whole implementation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
     pub case: Option<String>,
     pub step: Option<usize>,
@@ -109,7 +111,8 @@ pub struct Fault {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     /// The implementation says, by its nature, that it can't.
     Unsupported,

@@ -1,6 +1,40 @@
-//! Differential testing.
+//! `llorch-diff`: differential testing of GPT-2 implementations.
+//!
+//! The same prompts go through an engine and through independent references, each a subprocess that
+//! speaks the adapter protocol; their tensors are compared at every checkpoint, and the first wrong
+//! one is named. The engine has no privileges: it is one more subprocess.
+//!
+//! In reading order:
+//!
+//! 1. [`cli`]: which command is which module;
+//! 2. [`run`]: the main command, from arguments to one saved result;
+//! 3. [`suite`] and [`plan`]: what is run and what is compared; [`lineup`]: who takes part;
+//! 4. [`references`], [`provision`], [`assets`]: what references there are and how they are installed;
+//! 5. [`supervise`]: the only place that starts processes;
+//! 6. [`collect`]: tensors from an adapter into [`evidence`]; [`saved`] keeps and reopens it;
+//! 7. [`oracle`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
+//! 8. [`result`]: the one saved form; [`report`] renders it;
+//! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`].
 
+pub mod adapters_cmd;
 pub mod assets;
+pub mod bisect;
+pub mod cli;
+pub mod collect;
+pub mod compare;
+pub mod evidence;
+pub mod judge;
+pub mod judge_cmd;
+pub mod lineup;
+pub mod oracle;
+pub mod plan;
+pub mod points_cmd;
 pub mod provision;
 pub mod references;
+pub mod report;
+pub mod result;
+pub mod run;
+pub mod saved;
+pub mod suite;
 pub mod supervise;
+mod text;

@@ -1,0 +1,77 @@
+//! The command line: which command means which module, and what exit code an error has.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::run::RunError;
+use crate::{adapters_cmd, bisect, judge_cmd, points_cmd, run};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  PASS or WARN (--deny-warnings: WARN is 1); bisect: no divergence
+    1  FAIL; bisect: a cause was found
+    2  usage
+    3  environment: nothing could run (no engine, no model, no reference)
+    4  INCOMPLETE; bisect: only an interval could be named
+    5  ERROR of the subject
+  130  interrupted";
+
+/// Differential testing of GPT-2 implementations, checkpoint by checkpoint.
+///
+/// Runs the same input through an engine and through independent reference implementations,
+/// compares their tensors at every step, and names the first one that is wrong.
+#[derive(Debug, Parser)]
+#[command(name = "llorch-diff", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run prompts through the engine and the references and compare them at every checkpoint
+    #[command(after_help = EXIT_CODES)]
+    Run(Box<run::Args>),
+    /// Find the first point at which the engine goes wrong
+    #[command(after_help = EXIT_CODES)]
+    Bisect(Box<bisect::Args>),
+    /// Judge a saved run again
+    Judge(judge_cmd::Args),
+    /// List the points that are compared, with checkpoint, shape, tolerance and recipe
+    Points(points_cmd::Args),
+    Adapters(adapters_cmd::AdaptersArgs),
+}
+
+/// Runs the command; errors are told on stderr.
+pub fn main(cli: Cli) -> ExitCode {
+    let result = match &cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Bisect(args) => bisect::run(args),
+        Command::Judge(args) => judge_cmd::run(args),
+        Command::Points(args) => points_cmd::run(args),
+        Command::Adapters(args) => Ok(adapters_cmd::run(args)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<RunError>() {
+        Some(error) => error.exit_code(),
+        // What nobody foresaw is of the environment: a full disk, a closed pipe.
+        None => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

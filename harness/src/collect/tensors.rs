@@ -1,0 +1,108 @@
+//! One announced tensor: is it what was asked for? Nothing that an adapter says or writes is trusted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use llorch_trace::files::{read_npy, read_safetensors};
+use llorch_trace::protocol::TensorMessage;
+use llorch_trace::{Dims, Dtype, Point, Tensor};
+
+use crate::evidence::{Case, FaultKind};
+
+/// Why a tensor can't be used, as a kind and a sentence.
+pub type Refusal = (FaultKind, String);
+
+/// Reads the file that the message names, having checked that it may be read, and the tensor, having
+/// checked dtype, shape and size. Whether its values are finite is asked of [`first_non_finite`].
+pub fn read(
+    message: &TensorMessage,
+    point: Point,
+    case: &Case,
+    dims: &Dims,
+    out_dir: &Path,
+) -> Result<Tensor, Refusal> {
+    let (t, s) = case.sizes(message.step);
+    let expected = point.shape(dims, t, s);
+    if message.shape != expected {
+        let what = format!("announced with shape {:?}; expected {expected:?}", message.shape);
+        return Err((FaultKind::WrongShape, what));
+    }
+    let integer = message.dtype == Dtype::I64;
+    if integer != point.is_integer() {
+        let wanted = if point.is_integer() { "i64" } else { "a float dtype" };
+        return Err((FaultKind::WrongDtype, format!("announced as {}; expected {wanted}", message.dtype)));
+    }
+    let absent = |what: String| (FaultKind::MissingTensor, what);
+    let path = regular_file_in(&message.file, out_dir).map_err(absent)?;
+    let tensor = match path.extension().and_then(|e| e.to_str()) {
+        Some("npy") => read_npy(&path),
+        Some("safetensors") => match &message.key {
+            Some(key) => read_safetensors(&path, key),
+            None => return Err(absent(format!("{} was named without a key", path.display()))),
+        },
+        _ => return Err(absent(format!("{} is neither .npy nor .safetensors", path.display()))),
+    };
+    let tensor = tensor.map_err(|error| absent(error.to_string()))?;
+    if tensor.dtype() != message.dtype {
+        let what = format!("announced as {}, the file holds {}", message.dtype, tensor.dtype());
+        return Err((FaultKind::WrongDtype, what));
+    }
+    if tensor.shape != expected {
+        let what = format!("the file holds shape {:?}; expected {expected:?}", tensor.shape);
+        return Err((FaultKind::WrongShape, what));
+    }
+    Ok(tensor)
+}
+
+/// The file's real path: a plain file inside `out_dir` (a pipe would never end, and a link could
+/// lead anywhere).
+fn regular_file_in(file: &Path, out_dir: &Path) -> Result<PathBuf, String> {
+    let path = out_dir.join(file); // `file` itself where it is absolute
+    let failed = |error: std::io::Error| format!("failed to open {}: {error}", path.display());
+    let real = path.canonicalize().map_err(failed)?;
+    let root = out_dir.canonicalize().map_err(failed)?;
+    if !real.starts_with(&root) {
+        return Err(format!("{} is outside the folder that the run was given", path.display()));
+    }
+    match fs::metadata(&real).map_err(failed)?.is_file() {
+        true => Ok(real),
+        false => Err(format!("{} is no plain file", path.display())),
+    }
+}
+
+/// Frees the disk as tensors come; a `.safetensors` may hold others yet to be announced.
+pub fn remove_after_reading(message: &TensorMessage, out_dir: &Path) {
+    if message.key.is_none()
+        && let Ok(path) = regular_file_in(&message.file, out_dir)
+    {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// The first element that counts and is NaN or infinite: of attention's [H, T, S] only the causal
+/// cells count, key j visible to query t where j ≤ S − T + t.
+pub fn first_non_finite(tensor: &Tensor, point: Point) -> Option<String> {
+    let counts = |i: usize| match (point.stage.is_causal(), tensor.shape.as_slice()) {
+        (true, [_, t, s]) => i % s <= s - t + (i / s) % t,
+        _ => true,
+    };
+    let at = (0..tensor.len()).find(|&i| !tensor.get(i).is_finite() && counts(i))?;
+    Some(format!("{} at {:?}", tensor.get(at), tensor.unravel(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masked_cells_may_be_infinite_and_causal_ones_may_not() {
+        let point: Point = "h.0.attn.scores".parse().unwrap();
+        let inf = f32::NEG_INFINITY;
+        let fine = Tensor::f32(vec![1, 2, 3], vec![1., 2., inf, 1., 2., 3.]);
+        assert_eq!(first_non_finite(&fine, point), None);
+        let wrong = Tensor::f32(vec![1, 2, 3], vec![1., 2., inf, 1., 2., inf]);
+        assert_eq!(first_non_finite(&wrong, point).unwrap(), "-inf at [0, 1, 2]");
+        let elsewhere: Point = "h.0.attn.q".parse().unwrap();
+        assert!(first_non_finite(&fine, elsewhere).is_some());
+    }
+}

@@ -1,0 +1,51 @@
+//! `llorch-diff judge`: judges a saved run again, with the rules of this version and no process
+//! started.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::report::{Format, Style, render};
+use crate::run::RunError;
+use crate::run::pipeline::collected_verdicts;
+use crate::saved;
+use crate::text::print;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A folder that `llorch-diff run --out` wrote
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// Form of what is printed on stdout
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+
+    /// Show the first N elements of each compared tensor, on PASS too
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub values: usize,
+
+    /// Show every pair, also where there are more than three references
+    #[arg(long)]
+    pub pairs: bool,
+
+    /// Exit with 1 on WARN
+    #[arg(long)]
+    pub deny_warnings: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (mut result, collected) =
+        saved::open(&args.dir).map_err(|error| RunError::Usage(error.to_string()))?;
+    let verdicts = collected_verdicts(&collected, args.values);
+    for implementation in &mut result.implementations {
+        if let Some((status, reason)) = verdicts.statuses.get(&implementation.name) {
+            (implementation.status, implementation.reason) = (*status, reason.clone());
+        }
+    }
+    result.verdict = verdicts.verdict;
+    result.rows = verdicts.rows;
+    result.unchecked = verdicts.unchecked;
+    result.unchecked.extend(collected.unchecked);
+    print(&render(&result, args.format, &Style::of_stdout(args.pairs)))?;
+    Ok(ExitCode::from(result.verdict.exit_code(args.deny_warnings)))
+}

@@ -1,0 +1,158 @@
+//! Who takes part in a run: the subject and the references, from names and commands to what can be
+//! started.
+
+use std::path::Path;
+
+use llorch_trace::protocol::Worth;
+
+use crate::provision::{self, Missing, ProvisionOptions};
+use crate::references::{RefName, RefNameError, Reference};
+use crate::result::Role;
+use crate::supervise::{AdapterCommand, CommandError};
+
+/// The references of a run in which none is named.
+pub const JURY: [&str; 3] = ["hf", "tinygrad", "candle"];
+/// The name of our own engine in results.
+pub const ENGINE: &str = "llorch-cpud";
+/// The name of a subject until it has said hello.
+pub const UNNAMED: &str = "subject";
+
+/// One who takes part.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// A subject given as a command is named by its own hello.
+    pub name: String,
+    pub role: Role,
+    pub worth: Option<Worth>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// Our engine, built from the checkout or installed beside us.
+    Engine,
+    /// A pinned reference, provisioned before it is started.
+    Pinned { reference: Box<Reference>, variant: Option<String> },
+    /// A command of the user's.
+    Command(AdapterCommand),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LineupError {
+    #[error(transparent)]
+    Name(#[from] RefNameError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("failed to read `{text}` as a reference: its name must be a word of letters, digits, - _ and . that isn't {taken}")]
+    CustomName { text: String, taken: &'static str },
+    #[error("failed to line up the references: {name} is named twice")]
+    Twice { name: String },
+}
+
+/// The subject: our engine, or any command that speaks the protocol.
+pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
+    let source = match command {
+        None => Source::Engine,
+        Some(line) => Source::Command(AdapterCommand::from_words(UNNAMED, line)?),
+    };
+    let name = if command.is_none() { ENGINE } else { UNNAMED };
+    Ok(Member { name: name.into(), role: Role::Subject, worth: None, source })
+}
+
+/// The references in the order in which they are named: `NAME`, `NAME:VARIANT` or `NAME=COMMAND`.
+pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
+    let jury: Vec<String> = JURY.iter().map(|name| name.to_string()).collect();
+    let named = if named.is_empty() { &jury } else { named };
+    let mut members: Vec<Member> = Vec::new();
+    for text in named {
+        let member = reference(text)?;
+        if members.iter().any(|m| m.name == member.name) {
+            return Err(LineupError::Twice { name: member.name });
+        }
+        members.push(member);
+    }
+    Ok(members)
+}
+
+fn reference(text: &str) -> Result<Member, LineupError> {
+    if let Some((name, line)) = text.split_once('=') {
+        const TAKEN: &str = "oracle, llorch-cpud or subject";
+        let taken = ["oracle", ENGINE, UNNAMED].contains(&name);
+        if taken || !is_name(name) {
+            return Err(LineupError::CustomName { text: text.into(), taken: TAKEN });
+        }
+        let source = Source::Command(AdapterCommand::from_words(name, line)?);
+        return Ok(Member { name: name.into(), role: Role::Reference, worth: None, source });
+    }
+    let name: RefName = text.parse()?;
+    let reference = name.resolve()?;
+    let worth = Some(reference.worth);
+    let source = Source::Pinned { reference: Box::new(reference), variant: name.variant.clone() };
+    Ok(Member { name: name.to_string(), role: Role::Reference, worth, source })
+}
+
+/// A name that may stand in reports, keys and, through [`file_name`], on disk.
+pub fn is_name(name: &str) -> bool {
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && !word.starts_with('.')
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.len() <= 64 && name.split(':').count() <= 2 && name.split(':').all(is_word)
+}
+
+/// The name as part of a path: colons are not welcome everywhere.
+pub fn file_name(name: &str) -> String {
+    name.replace(':', "-")
+}
+
+impl Member {
+    /// What starts it; installs a pinned reference first if it may.
+    pub fn command(&self, options: &ProvisionOptions) -> Result<AdapterCommand, Missing> {
+        match &self.source {
+            Source::Command(command) => Ok(command.clone()),
+            Source::Engine => provision::engine_command(options),
+            Source::Pinned { reference, variant } => {
+                let mut command = provision::ensure(reference, variant.as_deref(), options)?;
+                command.name.clone_from(&self.name);
+                Ok(command)
+            }
+        }
+    }
+
+    /// Whether this is our own engine, which has a daemon too.
+    pub fn is_engine(&self) -> bool {
+        match &self.source {
+            Source::Engine => true,
+            Source::Command(command) => is_our_engine(&command.program),
+            Source::Pinned { .. } => false,
+        }
+    }
+}
+
+fn is_our_engine(program: &Path) -> bool {
+    program.file_stem().is_some_and(|stem| stem == ENGINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_may_be_commands() {
+        let named = ["mine=python3 'my adapter.py' --fast".to_string()];
+        let members = references(&named).unwrap();
+        assert_eq!(members[0].name, "mine");
+        let Source::Command(command) = &members[0].source else { panic!() };
+        assert_eq!(command.args, ["my adapter.py", "--fast"]);
+    }
+
+    #[test]
+    fn names_that_would_mislead_are_refused() {
+        for text in ["oracle=x", "llorch-cpud=x", "a b=x", "../x=y", "=x", "a:b:c=x", "mine=", "mine='x"] {
+            assert!(references(&[text.to_string()]).is_err(), "{text}");
+        }
+        let twice = ["a=x".to_string(), "a=y".to_string()];
+        assert!(references(&twice).unwrap_err().to_string().contains("a is named twice"));
+    }
+}

@@ -1,0 +1,183 @@
+//! The command line of `run`, and the part of it that `bisect` shares.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use llorch_trace::Dtype;
+
+use super::RunError;
+use crate::lineup::{self, Member};
+use crate::plan::Filter;
+use crate::provision::ProvisionOptions;
+use crate::report::Format;
+use crate::suite::Suite;
+use crate::supervise::Limits;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Form of what is printed on stdout
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+
+    /// Show the first N elements of each compared tensor, on PASS too
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub values: usize,
+
+    /// Show every pair, also where there are more than three references
+    #[arg(long)]
+    pub pairs: bool,
+
+    /// Exit with 1 on WARN
+    #[arg(long)]
+    pub deny_warnings: bool,
+}
+
+/// What is compared, who takes part, and how far they may go.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// Model: nano, gpt2, gpt2-medium, …, synth:gpt2, any hub id, or a folder
+    #[arg(long, value_name = "MODEL", default_value = "nano")]
+    pub model: String,
+
+    /// Only this checkpoint: number, slug or name; may be repeated
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub checkpoint: Vec<String>,
+
+    /// Only this layer, counted from 0; may be repeated. Points that have no layer are compared only
+    /// if --checkpoint names theirs
+    #[arg(long, value_name = "LAYER")]
+    pub layer: Vec<usize>,
+
+    /// Run this prompt instead of the canonical suite, 10 new tokens; may be repeated
+    #[arg(long, value_name = "TEXT", conflicts_with = "suite")]
+    pub prompt: Vec<String>,
+
+    /// Run the cases of this TOML file instead of the canonical suite
+    #[arg(long, value_name = "FILE")]
+    pub suite: Option<PathBuf>,
+
+    /// Compare with this reference: NAME, NAME:VARIANT, or NAME=COMMAND for any program that speaks
+    /// the adapter protocol; may be repeated [default: hf, tinygrad and candle]
+    #[arg(long = "ref", value_name = "NAME[:VARIANT]|NAME=COMMAND")]
+    pub references: Vec<String>,
+
+    /// The implementation under test: a command that speaks the adapter protocol, split into words
+    /// as a shell does it, run without one [default: `llorch-cpud trace`]
+    #[arg(long, value_name = "COMMAND")]
+    pub subject: Option<String>,
+
+    /// Leave result.json, the tensors and the adapters' stderr in this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Stop after the first reference with which the subject disagrees
+    #[arg(long)]
+    pub fail_fast: bool,
+
+    /// References that run at the same time; each holds the model in memory
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub jobs: NonZeroUsize,
+
+    /// Threads that each implementation computes with [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+
+    /// What is computed in: f32, f64, f16 or bf16
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
+    pub dtype: Dtype,
+
+    /// Never touch the network
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Install nothing; a reference that isn't installed is UNCHECKED
+    #[arg(long)]
+    pub no_provision: bool,
+
+    /// Time for hello, for load and for each case [default: 120, 600 and 900]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+
+    /// Say nothing on stderr but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// A run, understood: every mistake that can be found without running anything has been.
+#[derive(Debug)]
+pub struct Request {
+    pub model: String,
+    pub filter: Filter,
+    pub suite: Suite,
+    pub subject: Member,
+    pub references: Vec<Member>,
+    pub out: Option<PathBuf>,
+    pub fail_fast: bool,
+    pub jobs: usize,
+    pub threads: usize,
+    pub dtype: Dtype,
+    pub provision: ProvisionOptions,
+    pub limits: Limits,
+    pub quiet: bool,
+    /// Elements to keep of each compared tensor, on PASS too.
+    pub values: usize,
+}
+
+impl Common {
+    pub fn request(&self, values: usize) -> Result<Request, RunError> {
+        let suite = match &self.suite {
+            Some(path) => Suite::read(path)?,
+            None if !self.prompt.is_empty() => {
+                if self.prompt.iter().any(String::is_empty) {
+                    return Err(RunError::Usage("failed to read --prompt: it is empty".into()));
+                }
+                Suite::of_prompts(&self.prompt)
+            }
+            None => Suite::canonical()?,
+        };
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut limits = Limits::default();
+        if let Some(time) = self.timeout {
+            (limits.hello, limits.load, limits.case) = (time, time, time);
+        }
+        Ok(Request {
+            model: self.model.clone(),
+            filter: Filter::new(&self.checkpoint, &self.layer)?,
+            suite,
+            subject: lineup::subject(self.subject.as_deref())?,
+            references: lineup::references(&self.references)?,
+            out: self.out.clone(),
+            fail_fast: self.fail_fast,
+            jobs: self.jobs.get(),
+            threads: self.threads.map_or_else(cores, NonZeroUsize::get),
+            dtype: self.dtype,
+            provision: ProvisionOptions {
+                offline: self.offline,
+                quiet: self.quiet,
+                allow: !self.no_provision,
+            },
+            limits,
+            quiet: self.quiet,
+            values,
+        })
+    }
+}
+
+fn float(text: &str) -> Result<Dtype, String> {
+    match text.parse::<Dtype>() {
+        Ok(dtype) if dtype != Dtype::I64 => Ok(dtype),
+        _ => Err("expected f32, f64, f16 or bf16".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "expected a number of seconds".to_string())?;
+    match Duration::try_from_secs_f64(number) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("expected a number of seconds above 0".into()),
+    }
+}

@@ -1,0 +1,114 @@
+//! Makes the one saved result out of evidence and verdicts.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use llorch_models::ResolvedModel;
+
+use super::RunError;
+use crate::evidence::Evidence;
+use crate::judge::Verdicts;
+use crate::result::{
+    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, SCHEMA, Status, Unchecked, UncheckedKind,
+};
+use crate::saved::Collected;
+use crate::text::rfc3339;
+
+/// What a run knows beside its evidence.
+#[derive(Debug)]
+pub struct Facts {
+    pub model: ModelRecord,
+    pub started: SystemTime,
+    pub seconds: BTreeMap<String, f64>,
+}
+
+pub fn model_record(model: &ResolvedModel) -> Result<ModelRecord, RunError> {
+    let path = model.dir.join("config.json");
+    let fail = |what: String| RunError::Usage(format!("failed to read {}: {what}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+    let config = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    let kind = match model.kind {
+        llorch_models::ModelKind::Trained => ModelKind::Trained,
+        llorch_models::ModelKind::Synthetic => ModelKind::Synthetic,
+        llorch_models::ModelKind::Real => ModelKind::Real,
+    };
+    Ok(ModelRecord {
+        name: model.name.clone(),
+        kind,
+        source: model.source.clone(),
+        revision: model.revision.clone(),
+        sha256: model.weights_sha256().to_string(),
+        config,
+    })
+}
+
+/// The line that every result on other weights carries.
+pub fn real_weights(model: &ResolvedModel) -> Option<Unchecked> {
+    let kind = match model.kind {
+        llorch_models::ModelKind::Real => return None,
+        kind => kind,
+    };
+    Some(Unchecked {
+        what: "real GPT-2 weights".into(),
+        kind: UncheckedKind::Unsupported,
+        reason: format!(
+            "{} is {kind}; check the real ones with `llorch-diff run --model gpt2`",
+            model.name
+        ),
+    })
+}
+
+pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunResult {
+    let mut unchecked = verdicts.unchecked;
+    unchecked.extend(collected.unchecked.iter().cloned());
+    RunResult {
+        schema: SCHEMA.into(),
+        verdict: verdicts.verdict,
+        started: rfc3339(facts.started),
+        seconds: facts.seconds,
+        command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        model: facts.model,
+        implementations: implementations(&collected.evidence, &verdicts.statuses),
+        cases: cases(collected),
+        rows: verdicts.rows,
+        unchecked,
+    }
+}
+
+fn implementations(
+    evidence: &[Evidence],
+    statuses: &BTreeMap<String, (Status, String)>,
+) -> Vec<Implementation> {
+    let one = |e: &Evidence| {
+        let (status, reason) = statuses.get(&e.name).cloned().unwrap_or((Status::Ok, String::new()));
+        let hello = e.hello.as_ref();
+        Implementation {
+            name: e.name.clone(),
+            role: e.role,
+            version: hello.map_or_else(String::new, |h| h.version.clone()),
+            worth: hello.map(|h| h.worth),
+            status,
+            reason,
+            mend: e.missing.as_ref().and_then(|(_, mend)| mend.clone()),
+            recipes: hello.map_or_else(BTreeMap::new, |h| h.recipes.clone()),
+        }
+    };
+    evidence.iter().map(one).collect()
+}
+
+fn cases(collected: &Collected) -> Vec<CaseRecord> {
+    let generated = |case: &str| {
+        let of = |e: &Evidence| Some((e.name.clone(), e.generated.get(case)?.clone()));
+        collected.evidence.iter().filter_map(of).collect()
+    };
+    let record = |c: &crate::evidence::Case| CaseRecord {
+        name: c.name.clone(),
+        prompt: c.prompt.clone(),
+        ids: c.ids.clone(),
+        max_new_tokens: c.max_new_tokens,
+        sampling: c.sampling,
+        forced_ids: c.forced_ids.clone(),
+        generated: generated(&c.name),
+    };
+    collected.plan.cases.iter().map(record).collect()
+}

@@ -1,0 +1,300 @@
+//! The order of a run: model, subject, prompts, oracle; then the subject and the references through
+//! all cases, the references as they become ready; then the judge.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use llorch_models::{ResolveOptions, ResolvedModel};
+use llorch_trace::Dims;
+
+use super::args::Request;
+use super::assemble::{self, Facts};
+use super::out_dir::OutDir;
+use super::progress::Progress;
+use super::provisioning::Provisioning;
+use super::scout::Scout;
+use super::RunError;
+use crate::collect::{self, Settings, collect};
+use crate::evidence::{Evidence, Plan};
+use crate::judge::{JudgeOptions, judge};
+use crate::oracle::{Continuation, Oracle};
+use crate::plan::{self, PlanError};
+use crate::provision::Missing;
+use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
+use crate::saved::{self, Collected};
+use crate::supervise::AdapterCommand;
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub result: RunResult,
+    pub collected: Collected,
+    /// Keeps the tensors while they may be looked at.
+    pub out: OutDir,
+}
+
+pub fn execute(request: &Request) -> Result<Outcome, RunError> {
+    let (began, started) = (Instant::now(), SystemTime::now());
+    let progress = Progress::new(request.quiet);
+    let options = ResolveOptions {
+        offline: request.provision.offline,
+        quiet: request.quiet,
+        ..ResolveOptions::default()
+    };
+    let model = llorch_models::resolve(&request.model, &options)?;
+    progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
+    let config = model.dir.join("config.json");
+    let dims = Dims::from_config_file(&config).map_err(|e| RunError::Usage(e.to_string()))?;
+    let points = request.filter.points(&dims)?;
+    // Found now: without a subject there is nothing to install references for.
+    let subject = request.subject.command(&request.provision).map_err(no_subject)?;
+    let out = OutDir::create(request.out.as_deref())?;
+
+    let mut run = Run {
+        request,
+        progress: &progress,
+        model: &model,
+        plan: Plan { model_dir: model.dir.clone(), dims, cases: Vec::new(), points },
+        oracle: BTreeMap::new(),
+        unchecked: Vec::new(),
+        seconds: BTreeMap::new(),
+        out: out.path(),
+    };
+    let provisioning = Provisioning::new(request.references.len());
+    let evidence = std::thread::scope(|scope| {
+        scope.spawn(|| provisioning.work(&request.references, &request.provision));
+        let evidence = run.evidence(&subject, &provisioning);
+        provisioning.stop();
+        evidence
+    })?;
+
+    let Run { plan, oracle, mut unchecked, mut seconds, .. } = run;
+    unchecked.extend(assemble::real_weights(&model));
+    let collected = Collected { plan, evidence, oracle, unchecked };
+    let judging = Instant::now();
+    let verdicts = collected_verdicts(&collected, request.values);
+    seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
+    seconds.insert("total".into(), began.elapsed().as_secs_f64());
+    let facts = Facts { model: assemble::model_record(&model)?, started, seconds };
+    let result = assemble::result(&collected, verdicts, facts);
+    saved::write_evidence(out.path(), &collected)?;
+    saved::write_result(out.path(), &result)?;
+    if out.is_kept() {
+        progress.say(&format!("everything is in {}", out.path().display()));
+    }
+    Ok(Outcome { result, collected, out })
+}
+
+pub fn collected_verdicts(collected: &Collected, values: usize) -> crate::judge::Verdicts {
+    judge(&collected.plan, &collected.evidence, &collected.oracle, &JudgeOptions { values })
+}
+
+fn no_subject(missing: Missing) -> RunError {
+    RunError::Environment(format!("failed to find the subject: {missing}"))
+}
+
+struct Run<'a> {
+    request: &'a Request,
+    progress: &'a Progress,
+    model: &'a ResolvedModel,
+    plan: Plan,
+    oracle: BTreeMap<String, Continuation>,
+    unchecked: Vec<Unchecked>,
+    seconds: BTreeMap<String, f64>,
+    out: &'a Path,
+}
+
+impl Run<'_> {
+    /// The subject's, then that of the references in the order in which they were named.
+    fn evidence(
+        &mut self,
+        subject: &AdapterCommand,
+        provisioning: &Provisioning,
+    ) -> Result<Vec<Evidence>, RunError> {
+        self.prepare(subject, provisioning)?;
+        let references = &self.request.references;
+        let mut taken: Vec<String> = references.iter().map(|m| m.name.clone()).collect();
+        taken.push(crate::lineup::ENGINE.into());
+        let settings = Settings {
+            plan: &self.plan,
+            limits: self.request.limits.clone(),
+            dtype: self.request.dtype,
+            threads: self.request.threads,
+            out: self.out,
+            model: serde_json::json!({
+                "name": self.model.name,
+                "revision": self.model.revision,
+                "sha256": self.model.weights_sha256(),
+            }),
+            taken,
+        };
+        let say = |line: &str| self.progress.say(line);
+        let first = collect(subject, Role::Subject, &settings, &say)?;
+        if let Some((reason, _)) = &first.missing {
+            return Err(RunError::Environment(reason.clone()));
+        }
+        let jury = Jury {
+            run: self,
+            settings: &settings,
+            provisioning,
+            state: Mutex::new(Heard { evidence: vec![first], places: Vec::new(), error: None }),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..self.request.jobs.min(references.len()) {
+                scope.spawn(|| jury.work());
+            }
+        });
+        let heard = jury.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = heard.error {
+            return Err(error);
+        }
+        let mut evidence = heard.evidence;
+        let subject = evidence.remove(0);
+        let mut by_place: BTreeMap<usize, Evidence> = heard.places.into_iter().zip(evidence).collect();
+        let mut all = vec![subject];
+        for (i, member) in references.iter().enumerate() {
+            all.push(by_place.remove(&i).unwrap_or_else(|| {
+                let mut skipped = collect::empty(&member.name, Role::Reference);
+                let reason = "skipped: --fail-fast stopped the run at an earlier reference";
+                skipped.missing = Some((reason.into(), None));
+                skipped
+            }));
+        }
+        self.seconds.extend(all.iter().map(|e| (e.name.clone(), e.seconds)));
+        Ok(all)
+    }
+
+    /// Cases with their ids and the tokens that decode steps are fed.
+    fn prepare(&mut self, subject: &AdapterCommand, provisioning: &Provisioning) -> Result<(), RunError> {
+        let request = self.request;
+        let scratch = tempfile::Builder::new().prefix("llorch-scout-").tempdir().map_err(|e| {
+            RunError::Environment(format!("failed to create a temporary folder: {e}"))
+        })?;
+        let _cleanup = crate::supervise::remove_on_interrupt(scratch.path());
+        let mut scout = Scout::new(
+            self.model.dir.clone(),
+            request.limits.clone(),
+            request.dtype,
+            request.threads,
+            scratch.path().to_path_buf(),
+        );
+        scout.add(&request.subject.name, || Ok(subject.clone()));
+        for (i, member) in request.references.iter().enumerate() {
+            scout.add(&member.name, move || provisioning.wait(i).map_err(|missing| missing.to_string()));
+        }
+        let (cases, left_out) =
+            plan::cases(&request.suite, &self.plan.dims, &mut |text| scout.tokenize(text))?;
+        if cases.is_empty() {
+            return Err(RunError::Usage("failed to plan: no case of the suite fits the model".into()));
+        }
+        self.plan.cases = cases;
+        self.unchecked.extend(left_out);
+        let began = Instant::now();
+        if let Err(reason) = self.ask_oracle() {
+            // Then no margin is known and nothing is held against float64; pairs still compare.
+            self.progress.say(&reason);
+            let what = "the float64 oracle".to_string();
+            self.unchecked.push(Unchecked { what, kind: UncheckedKind::Unsupported, reason });
+            self.oracle.clear();
+            self.force_by(&mut scout)?;
+        }
+        self.seconds.insert("oracle".into(), began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn ask_oracle(&mut self) -> Result<(), String> {
+        let began = Instant::now();
+        let oracle = Oracle::open(&self.plan.model_dir).map_err(|e| e.to_string())?;
+        for case in &mut self.plan.cases {
+            let continuation = oracle.continue_greedily(&case.ids, case.max_new_tokens);
+            let continuation = continuation.map_err(|e| e.to_string())?;
+            case.forced_ids.clone_from(&continuation.ids);
+            self.oracle.insert(case.name.clone(), continuation);
+        }
+        let (n, took) = (self.plan.cases.len(), began.elapsed().as_secs_f64());
+        self.progress.say(&format!("oracle: {n} cases in float64, {took:.1} s"));
+        Ok(())
+    }
+
+    /// Without an oracle, the first implementation that generates says what is fed.
+    fn force_by(&mut self, scout: &mut Scout<'_>) -> Result<(), RunError> {
+        for case in self.plan.cases.iter_mut().filter(|c| c.max_new_tokens > 0) {
+            let ids = scout.continue_greedily(&case.ids, case.max_new_tokens);
+            case.forced_ids = ids.map_err(|reason| {
+                RunError::from(PlanError::Tokenize { case: case.name.clone(), reason })
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The references at work, `--jobs` at a time.
+struct Jury<'a, 'r> {
+    run: &'a Run<'r>,
+    settings: &'a Settings<'a>,
+    provisioning: &'a Provisioning,
+    state: Mutex<Heard>,
+}
+
+struct Heard {
+    /// The subject's, then that of references as they finished.
+    evidence: Vec<Evidence>,
+    /// Which reference each of those is.
+    places: Vec<usize>,
+    error: Option<RunError>,
+}
+
+impl Jury<'_, '_> {
+    fn work(&self) {
+        while let Some((place, answer)) = self.provisioning.next() {
+            let heard = self.hear(place, answer);
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            match heard {
+                Ok(evidence) => {
+                    state.evidence.push(evidence);
+                    state.places.push(place);
+                    let failed = self.show_last(&mut state.evidence);
+                    if failed && self.run.request.fail_fast {
+                        self.provisioning.stop();
+                    }
+                }
+                Err(error) => {
+                    state.error.get_or_insert(error);
+                    self.provisioning.stop();
+                }
+            }
+        }
+    }
+
+    fn hear(&self, place: usize, answer: Result<AdapterCommand, Missing>) -> Result<Evidence, RunError> {
+        let name = &self.run.request.references[place].name;
+        let say = |line: &str| self.run.progress.say(line);
+        match answer {
+            Ok(command) => Ok(collect(&command, Role::Reference, self.settings, &say)?),
+            Err(missing) => {
+                say(&format!("{name}: {missing}"));
+                let mut evidence = collect::empty(name, Role::Reference);
+                let mend = Some(missing.mend).filter(|mend| !mend.is_empty());
+                evidence.missing = Some((missing.reason, mend));
+                Ok(evidence)
+            }
+        }
+    }
+
+    /// Judges the one that came last against the subject, streams the verdicts, and says whether
+    /// there is a FAIL.
+    fn show_last(&self, evidence: &mut [Evidence]) -> bool {
+        let last = evidence.len() - 1;
+        if evidence[last].missing.is_some() {
+            return false;
+        }
+        evidence.swap(1, last);
+        let run = self.run;
+        let verdicts = judge(&run.plan, &evidence[..2], &run.oracle, &JudgeOptions { values: 0 });
+        run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
+        evidence.swap(1, last);
+        verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)
+    }
+}

@@ -1,0 +1,73 @@
+//! What a run says on stderr while it goes on: a line for each thing done, and the verdicts of each
+//! reference as soon as it has been heard. The tables come once, at the end, on stdout.
+
+use std::io::Write;
+
+use llorch_trace::points::CHECKPOINTS;
+
+use crate::result::{Row, RowKind, Verdict};
+
+#[derive(Debug)]
+pub struct Progress {
+    quiet: bool,
+}
+
+impl Progress {
+    pub fn new(quiet: bool) -> Progress {
+        Progress { quiet }
+    }
+
+    /// One line, or several; each goes out whole.
+    pub fn say(&self, line: &str) {
+        if !self.quiet {
+            let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+        }
+    }
+
+    /// One line for each checkpoint of a pair: its worst verdict and where.
+    pub fn pair(&self, a: &str, b: &str, rows: &[Row]) {
+        let lines: Vec<String> = CHECKPOINTS
+            .iter()
+            .filter_map(|checkpoint| {
+                let of_pair = |r: &&Row| {
+                    r.checkpoint == checkpoint.number && r.kind == RowKind::Pair && r.a == a && r.b == b
+                };
+                let worst = rows.iter().filter(of_pair).max_by(|x, y| weight(x).total_cmp(&weight(y)))?;
+                Some(format!("  {:>2} {:<10} {a}–{b}: {}", checkpoint.number, checkpoint.slug, told(worst)))
+            })
+            .collect();
+        if !lines.is_empty() {
+            self.say(&lines.join("\n"));
+        }
+    }
+}
+
+/// Worse verdicts first, then larger differences.
+fn weight(row: &Row) -> f64 {
+    let verdict = match row.verdict {
+        Verdict::Unchecked => 0.0,
+        Verdict::Pass => 1.0,
+        Verdict::Warn => 2.0,
+        Verdict::Fail => 3.0,
+        Verdict::Error => 4.0,
+    };
+    let difference = row.metrics.as_ref().map_or(0.0, |m| m.max_rel.unwrap_or(f64::MAX));
+    verdict + difference.min(1e30) / 1e31
+}
+
+fn told(row: &Row) -> String {
+    let at = format!("at {}, step {} of {}", row.point, row.step, row.case);
+    let reason = if row.reason.is_empty() { String::new() } else { format!(": {}", first_line(&row.reason)) };
+    match (row.verdict, row.metrics.as_ref().and_then(|m| m.max_abs)) {
+        (Verdict::Pass, Some(0.0)) => format!("PASS, equal{reason}"),
+        (verdict, Some(difference)) => {
+            format!("{}, largest difference {difference:.1e} {at}{reason}", verdict.name())
+        }
+        (Verdict::Pass, None) => format!("PASS{reason}"),
+        (verdict, None) => format!("{} {at}{reason}", verdict.name()),
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}

@@ -1,0 +1,193 @@
+//! What a run leaves behind, and its way back: `result.json`, a bundle for each implementation, and
+//! `evidence.json` with all that bundles don't hold, so that a saved run can be judged again without
+//! running anything.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use llorch_trace::bundle::Manifest;
+use llorch_trace::protocol::HelloResponse;
+use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::{Case, Evidence, Fault, Plan};
+use crate::lineup::file_name;
+use crate::oracle::Continuation;
+use crate::result::{Generation, Role, RunResult, Unchecked};
+
+const SCHEMA: &str = "llorch.evidence/1";
+pub const RESULT: &str = "result.json";
+const EVIDENCE: &str = "evidence.json";
+const ORACLE: &str = "oracle";
+const LOGITS: &str = "logits.last";
+
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    #[error("failed to {action} {}: {message}", path.display())]
+    File { action: &'static str, path: PathBuf, message: String },
+    #[error(transparent)]
+    Trace(#[from] llorch_trace::Error),
+}
+
+/// Everything that judging needs, in the order of the run.
+#[derive(Debug)]
+pub struct Collected {
+    pub plan: Plan,
+    /// The subject first.
+    pub evidence: Vec<Evidence>,
+    /// By case; empty where the oracle doesn't know the model.
+    pub oracle: BTreeMap<String, Continuation>,
+    /// What was not checked for reasons that the evidence doesn't show: cases left out, weights that
+    /// aren't real.
+    pub unchecked: Vec<Unchecked>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedEvidence {
+    schema: String,
+    model_dir: PathBuf,
+    points: Vec<Point>,
+    /// Cases of the oracle.
+    oracle: Vec<String>,
+    unchecked: Vec<Unchecked>,
+    implementations: Vec<SavedImplementation>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedImplementation {
+    name: String,
+    role: Role,
+    hello: Option<HelloResponse>,
+    /// The folder of its bundle.
+    bundle: Option<String>,
+    generated: BTreeMap<String, Generation>,
+    tokenized: BTreeMap<String, Vec<u32>>,
+    served: BTreeMap<String, Generation>,
+    faults: Vec<Fault>,
+    missing: Option<(String, Option<String>)>,
+    seconds: f64,
+}
+
+/// Writes `evidence.json` and the oracle's bundle; the bundles of implementations are there already.
+pub fn write_evidence(out: &Path, collected: &Collected) -> Result<(), SavedError> {
+    write_oracle(&out.join(ORACLE), &collected.oracle)?;
+    let one = |e: &Evidence| SavedImplementation {
+        name: e.name.clone(),
+        role: e.role,
+        hello: e.hello.clone(),
+        bundle: e.bundle.as_ref().map(|_| file_name(&e.name)),
+        generated: e.generated.clone(),
+        tokenized: e.tokenized.clone(),
+        served: e.served.clone(),
+        faults: e.faults.clone(),
+        missing: e.missing.clone(),
+        seconds: e.seconds,
+    };
+    let saved = SavedEvidence {
+        schema: SCHEMA.into(),
+        model_dir: collected.plan.model_dir.clone(),
+        points: collected.plan.points.clone(),
+        oracle: collected.oracle.keys().cloned().collect(),
+        unchecked: collected.unchecked.clone(),
+        implementations: collected.evidence.iter().map(one).collect(),
+    };
+    write_json(&out.join(EVIDENCE), &saved)
+}
+
+/// Written last: a folder with a result is whole.
+pub fn write_result(out: &Path, result: &RunResult) -> Result<(), SavedError> {
+    write_json(&out.join(RESULT), result)
+}
+
+/// Reads a folder that `run --out` wrote.
+pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
+    let result: RunResult = read_json(&dir.join(RESULT))?;
+    let saved: SavedEvidence = read_json(&dir.join(EVIDENCE))?;
+    let expect = |path: &str, found: &str, expected: &str| match found == expected {
+        true => Ok(()),
+        false => Err(malformed(&dir.join(path), format!("schema {found:?}; expected {expected:?}"))),
+    };
+    expect(RESULT, &result.schema, crate::result::SCHEMA)?;
+    expect(EVIDENCE, &saved.schema, SCHEMA)?;
+    let dims = Dims::from_config(&result.model.config).map_err(|what| malformed(&dir.join(RESULT), what))?;
+    let cases = result.cases.iter().map(|c| Case {
+        name: c.name.clone(),
+        prompt: c.prompt.clone(),
+        ids: c.ids.clone(),
+        max_new_tokens: c.max_new_tokens,
+        sampling: c.sampling,
+        forced_ids: c.forced_ids.clone(),
+    });
+    let plan = Plan { model_dir: saved.model_dir, dims, cases: cases.collect(), points: saved.points };
+    let mut evidence = Vec::new();
+    for one in saved.implementations {
+        let bundle = one.bundle.as_ref().map(|name| Bundle::open(&dir.join(file_name(name)))).transpose()?;
+        evidence.push(Evidence {
+            name: one.name,
+            role: one.role,
+            hello: one.hello,
+            bundle,
+            generated: one.generated,
+            tokenized: one.tokenized,
+            served: one.served,
+            faults: one.faults,
+            missing: one.missing,
+            seconds: one.seconds,
+        });
+    }
+    let oracle = read_oracle(&dir.join(ORACLE), &saved.oracle, &plan)?;
+    Ok((result, Collected { plan, evidence, oracle, unchecked: saved.unchecked }))
+}
+
+fn write_oracle(dir: &Path, oracle: &BTreeMap<String, Continuation>) -> Result<(), SavedError> {
+    let mut writer = BundleWriter::create(dir)?;
+    for (case, continuation) in oracle {
+        for (step, logits) in continuation.logits.iter().enumerate() {
+            writer.add(case, step, LOGITS, &Tensor::f64(vec![logits.len()], logits.clone()))?;
+        }
+    }
+    writer.finish(Manifest { implementation: ORACLE.into(), ..Manifest::default() })?;
+    Ok(())
+}
+
+fn read_oracle(
+    dir: &Path,
+    cases: &[String],
+    plan: &Plan,
+) -> Result<BTreeMap<String, Continuation>, SavedError> {
+    if cases.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let bundle = Bundle::open(dir)?;
+    let mut oracle = BTreeMap::new();
+    for case in plan.cases.iter().filter(|c| cases.contains(&c.name)) {
+        let mut logits = Vec::new();
+        for step in 0..case.steps() {
+            match bundle.get(&case.name, step, LOGITS)?.data {
+                TensorData::F64(values) => logits.push(values),
+                other => logits.push(Tensor::new(vec![other.len()], other).to_f64()),
+            }
+        }
+        oracle.insert(case.name.clone(), Continuation { ids: case.forced_ids.clone(), logits });
+    }
+    Ok(oracle)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SavedError> {
+    let fail = |message: String| SavedError::File { action: "write", path: path.into(), message };
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| fail(e.to_string()))?;
+    text.push('\n');
+    let part = path.with_extension("part");
+    fs::write(&part, text).and_then(|()| fs::rename(&part, path)).map_err(|e| fail(e.to_string()))
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, SavedError> {
+    let fail = |message: String| SavedError::File { action: "read", path: path.into(), message };
+    let text = fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
+}
+
+fn malformed(path: &Path, message: String) -> SavedError {
+    SavedError::File { action: "read", path: path.into(), message }
+}
