@@ -9,34 +9,44 @@ use crate::variant::Variant;
 /// As pinned in Cargo.toml; a test holds it to Cargo.lock.
 const CANDLE: &str = "0.11.1";
 
-const GRAPH_RECIPES: [(&str, &str); 17] = [
-    ("embeddings", "candle_nn::Embedding(wte)(ids) + Embedding(wpe)(positions): t e"),
-    ("h.*.ln_1", "candle_nn::LayerNorm (f32: its fused kernel, variance as E[x²] − mean²): t e"),
-    ("h.*.attn.q", "candle_nn::Linear(c_attn, transposed view): t (three h d) -> three h t d, [0]"),
-    ("h.*.attn.k", "the same, [1]"),
-    ("h.*.attn.v", "the same, [2]"),
-    ("h.*.attn.cache.*", "candle_nn::kv_cache::KvCache::append, what it returns: h s d"),
-    ("h.*.attn.scores", "q.matmul(k.t()) * (1/√d) + mask (0 or −∞): h t s"),
-    ("h.*.attn.probs", "candle_nn::ops::softmax_last_dim(scores): h t s"),
-    ("h.*.attn.context", "probs.matmul(v): h t d -> t (h d)"),
-    ("h.*.attn.out", "candle_nn::Linear(c_proj): t e"),
-    ("h.*.mlp.fc", "candle_nn::Linear(c_fc): t i"),
-    ("h.*.mlp.act", "Tensor::gelu (tanh): t i"),
-    ("h.*.mlp.out", "candle_nn::Linear(c_proj): t e"),
-    ("ln_f", "candle_nn::LayerNorm: t e"),
-    ("logits", "candle_nn::Linear(wte, no bias): t v"),
-    (
-        "logits.last",
-        "the last row of logits; where logits is not asked for, that row's product alone: v",
-    ),
-    ("next.probs", NEXT_PROBS),
-];
+const TOKENS: &str = "the ids fed, u32 -> i64";
+
+const ARGMAX: &str = "this adapter's scan of logits.last: the lowest id of a tie";
+
+const LOGITS_LAST: &str =
+    "the last row of logits; where logits is not asked for, that row's product alone: v";
 
 const NEXT_PROBS: &str = "candle_nn::ops::softmax_last_dim(logits.last / temperature), after this adapter's \
      top-k and top-p with Hugging Face's meaning; tokens are drawn from it by candle-transformers' \
      LogitsProcessor";
 
-const UPSTREAM_RECIPES: [(&str, &str); 4] = [
+const GRAPH_RECIPES: [(&str, &str); 22] = [
+    ("tokens", TOKENS),
+    ("embeddings", "candle_nn::Embedding(wte)(ids) + Embedding(wpe)(positions): t e"),
+    ("h.*.ln_1", "candle_nn::LayerNorm (f32: its fused kernel, variance as E[x²] − mean²): t e"),
+    ("h.*.attn.q", "candle_nn::Linear(c_attn, transposed view): t (three h d) -> three h t d, [0]"),
+    ("h.*.attn.k", "candle_nn::Linear(c_attn, transposed view): t (three h d) -> three h t d, [1]"),
+    ("h.*.attn.v", "candle_nn::Linear(c_attn, transposed view): t (three h d) -> three h t d, [2]"),
+    ("h.*.attn.cache.*", "candle_nn::kv_cache::KvCache::append, what it returns: h s d"),
+    ("h.*.attn.scores", "q.matmul(k.t()) * (1/√d) + mask (0 or −∞): h t s"),
+    ("h.*.attn.probs", "candle_nn::ops::softmax_last_dim(scores): h t s"),
+    ("h.*.attn.context", "probs.matmul(v): h t d -> t (h d)"),
+    ("h.*.attn.out", "candle_nn::Linear(c_proj): t e"),
+    ("h.*.resid_mid", "the block's input + attn.out: t e"),
+    ("h.*.ln_2", "candle_nn::LayerNorm, as ln_1: t e"),
+    ("h.*.mlp.fc", "candle_nn::Linear(c_fc): t i"),
+    ("h.*.mlp.act", "Tensor::gelu (tanh): t i"),
+    ("h.*.mlp.out", "candle_nn::Linear(c_proj): t e"),
+    ("h.*", "resid_mid + mlp.out: t e"),
+    ("ln_f", "candle_nn::LayerNorm, as ln_1: t e"),
+    ("logits", "candle_nn::Linear(wte, no bias): t v"),
+    ("logits.last", LOGITS_LAST),
+    ("argmax", ARGMAX),
+    ("next.probs", NEXT_PROBS),
+];
+
+const UPSTREAM_RECIPES: [(&str, &str); 6] = [
+    ("tokens", TOKENS),
     (
         "ln_f",
         "candle_transformers whisper TextDecoder::forward on GPT-2's weights, cross-attention zero, k_proj \
@@ -44,10 +54,8 @@ const UPSTREAM_RECIPES: [(&str, &str); 4] = [
          step recomputes the whole sequence: one s e -> t e, the last t rows",
     ),
     ("logits", "TextDecoder::final_linear(ln_f): one t v -> t v"),
-    (
-        "logits.last",
-        "the last row of logits; where logits is not asked for, that row's product alone: v",
-    ),
+    ("logits.last", LOGITS_LAST),
+    ("argmax", ARGMAX),
     ("next.probs", NEXT_PROBS),
 ];
 
@@ -111,9 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn every_recipe_is_of_a_point_that_is_supported() {
+    fn recipes_are_of_the_supported_points_and_of_all_of_them() {
         for variant in [Variant::Graph, Variant::GraphF64, Variant::Upstream] {
             let hello = hello(variant);
+            for point in all_points(2).iter().map(|p| p.to_string()) {
+                let told = hello.recipes.keys().any(|glob| glob_matches(glob, &point));
+                assert_eq!(told, hello.unsupported_reason(&point).is_none(), "{point}");
+            }
             for glob in hello.recipes.keys() {
                 let points: Vec<_> = all_points(2).into_iter().map(|p| p.to_string()).collect();
                 let matched: Vec<_> = points.iter().filter(|p| glob_matches(glob, p)).collect();
