@@ -1,0 +1,169 @@
+//! Generation: prefill, then one token at a time.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use llorch_trace::{Point, Stage};
+use ndarray::Array1;
+
+use crate::error::{Error, Result};
+use crate::kv_cache::KvCache;
+use crate::model::{Model, Rows};
+use crate::probe::Probe;
+use crate::sampler::{Sampler, Sampling, argmax};
+
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// 0 runs the prefill alone.
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    /// Tokens after which generation ends; the token itself is still given out.
+    pub stop_ids: Vec<u32>,
+    /// Feed these instead of the tokens chosen; as many as `max_new_tokens`.
+    pub forced_ids: Option<Vec<u32>>,
+}
+
+/// One new token, as it is handed out.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// 0 for the token that the prefill chose.
+    pub step: usize,
+    pub id: u32,
+    /// The model's own logits that it was chosen from, `[V]`, before penalty and warpers.
+    pub logits: &'a [f32],
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// `max_new_tokens` were made.
+    Length,
+    /// One of `stop_ids` came.
+    StopId,
+    /// The caller had enough.
+    Cancelled,
+}
+
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub ids: Vec<u32>,
+    pub finish: Finish,
+    /// The prompt's forward pass.
+    pub prefill: Duration,
+    /// All later steps.
+    pub decode: Duration,
+}
+
+/// Continues `prompt` in an empty cache; `on_token` gets each token and may end the generation.
+///
+/// # Errors
+/// A prompt that is empty, outside the vocabulary or, with the new tokens, longer than the context:
+/// an error before anything is computed, never a shortened answer.
+pub fn generate<P: Probe>(
+    model: &Model,
+    cache: &mut KvCache,
+    prompt: &[u32],
+    options: &Options,
+    probe: &mut P,
+    mut on_token: impl FnMut(&Step<'_>) -> ControlFlow<()>,
+) -> Result<Generation> {
+    check(model, prompt, options)?;
+    cache.truncate(0);
+    let mut sampler = Sampler::new(options.sampling)?;
+    let mut history = prompt.to_vec();
+    let mut done = Generation {
+        ids: Vec::with_capacity(options.max_new_tokens),
+        finish: Finish::Length,
+        prefill: Duration::ZERO,
+        decode: Duration::ZERO,
+    };
+    let mut feed = prompt.to_vec();
+    for step in 0..options.max_new_tokens.max(1) {
+        let started = Instant::now();
+        probe.begin_step(step);
+        let logits = model.forward(&feed, cache, Rows::Last, probe)?; // [1, V]
+        let logits = logits.row(0).to_vec(); // [V]
+        let chosen = choose(&logits, &history, &mut sampler, probe);
+        let spent = started.elapsed();
+        if step == 0 {
+            done.prefill = spent;
+        } else {
+            done.decode += spent;
+        }
+        if options.max_new_tokens == 0 {
+            break;
+        }
+        let id = match &options.forced_ids {
+            Some(forced) => forced[step],
+            None => chosen?,
+        };
+        done.ids.push(id);
+        history.push(id);
+        feed = vec![id];
+        if on_token(&Step { step, id, logits: &logits }).is_break() {
+            done.finish = Finish::Cancelled;
+            break;
+        }
+        if options.stop_ids.contains(&id) {
+            done.finish = Finish::StopId;
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Whether `generate` would accept this, without computing anything.
+pub fn check(model: &Model, prompt: &[u32], options: &Options) -> Result<()> {
+    options.sampling.check()?;
+    let new = options.max_new_tokens;
+    let n_positions = model.config().n_positions;
+    if prompt.is_empty() {
+        return Err(Error::input("generate", "the prompt has no tokens; expected one or more"));
+    }
+    // The last new token is never fed.
+    if prompt.len().saturating_add(new.saturating_sub(1)) > n_positions {
+        return Err(Error::ContextOverflow { prompt: prompt.len(), new, n_positions });
+    }
+    let forced = options.forced_ids.as_deref().unwrap_or_default();
+    if options.forced_ids.is_some() && forced.len() != new {
+        let what = format!("there are {} forced ids; expected max_new_tokens, {new}", forced.len());
+        return Err(Error::input("generate", what));
+    }
+    let size = model.config().vocab_size;
+    if let Some(id) = prompt.iter().chain(forced).find(|&&id| id as usize >= size) {
+        let what = format!("token id {id} is outside the vocabulary; expected 0 to {}", size - 1);
+        return Err(Error::input("generate", what));
+    }
+    Ok(())
+}
+
+/// The token that the model would go on with. `argmax` and `next.probs` pass the probe on the way,
+/// and what it puts there is what the choice is made from.
+fn choose<P: Probe>(logits: &[f32], history: &[u32], sampler: &mut Sampler, probe: &mut P) -> Result<u32> {
+    let mut penalized = logits.to_vec(); // [V]
+    sampler.penalize(&mut penalized, history);
+    let mut highest = None;
+    let point = Point::new(Stage::Argmax);
+    if probe.wants(point) {
+        // With a NaN there is no highest; a probe is shown where it is, as torch's argmax would.
+        let first_nan = || logits.iter().position(|x| x.is_nan()).unwrap_or(0) as u32;
+        let mut id = [argmax(logits).unwrap_or_else(|_| first_nan())];
+        probe.ids(point, &[], &mut id)?;
+        highest = Some(id[0]);
+    }
+    let mut probabilities = None; // [V]
+    let point = Point::new(Stage::NextProbs);
+    if probe.wants(point) {
+        let mut values = Array1::from_vec(sampler.probabilities(&penalized));
+        probe.tensor(point, values.view_mut().into_dyn())?;
+        probabilities = Some(values.to_vec());
+    }
+    if sampler.is_greedy() {
+        match highest {
+            Some(id) if !sampler.has_penalty() => Ok(id),
+            _ => argmax(&penalized),
+        }
+    } else {
+        sampler.draw(&probabilities.unwrap_or_else(|| sampler.probabilities(&penalized)))
+    }
+}

@@ -1,0 +1,293 @@
+//! The linear layer: `x · W + b`, with W stored `[in, out]` as Hugging Face's Conv1D has it.
+//!
+//! Every output element is summed in this order, whoever computes it:
+//! over chunks of [`CHUNK`] inputs in order; inside a chunk, fused multiply-adds from 0 in the order
+//! of the inputs; the chunks' sums added in order; the bias last.
+//!
+//! Two routines compute it, by shape:
+//! - [`tiles`]: faer, for whole tiles of 4 tokens by 96 outputs. That is where the arithmetic of a
+//!   prefill is. In a whole tile faer keeps one accumulator an element and adds in the order above;
+//!   in partial tiles and with a single token it does not promise to, so it gets none. Should it ever
+//!   add otherwise (another version, another CPU), [`faer_keeps_the_order`] notices and it gets no work.
+//! - [`thin`]: what is left: the single token of a decode step, whose weights it streams through
+//!   once, in the order in which they lie in memory; and the edges of a prefill.
+
+use std::sync::OnceLock;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use super::parallel::worth_it;
+use super::simd::{self, dispatched};
+
+/// Inputs summed before the sum is added to the output: bounds the rounding error of long sums.
+const CHUNK: usize = 256;
+/// A whole tile of faer's, in tokens and in outputs: 4 · 96 with AVX-512, of which AVX2's 4 · 24 is a part.
+const TILE_TOKENS: usize = 4;
+const TILE_OUTPUTS: usize = 96;
+/// Outputs and tokens of one call to faer: small enough that it cuts the block into nothing but whole
+/// tiles on every CPU (it cuts larger ones by cache size first), large enough to pay for its packing.
+const BLOCK_OUTPUTS: usize = 2 * TILE_OUTPUTS;
+const BLOCK_TOKENS: usize = 128;
+
+/// `x · weight + bias`.
+///
+/// - `x`: `[T, K]`, `weight`: `[K, N]`, `bias`: `[N]`, all in standard layout
+/// - result: `[T, N]`
+pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32]) -> Array2<f32> {
+    let (tokens, inputs) = x.dim();
+    let outputs = weight.ncols();
+    assert_eq!((inputs, outputs), (weight.nrows(), bias.len()), "x {:?}, weight {:?}", x.dim(), weight.dim());
+    let mut out = Array2::zeros((tokens, outputs)); // [T, N]
+    if tokens == 0 || outputs == 0 {
+        return out;
+    }
+    let x = x.to_slice().expect("activations are in standard layout");
+    let weight = weight.to_slice().expect("weights are in standard layout");
+
+    // Each thread owns whole columns of the output, all tokens of them, so that a weight is read by
+    // one thread only. One token: a few wide panels, read in long runs. More: panels to share out.
+    let threads = if worth_it(tokens * inputs * outputs) { rayon::current_num_threads() } else { 1 };
+    let panel = if tokens < TILE_TOKENS {
+        outputs.div_ceil(threads).next_multiple_of(64)
+    } else {
+        BLOCK_OUTPUTS
+    };
+    let by_faer = inputs % CHUNK != 0 && inputs % CHUNK < 16; // faer computes tiny products differently
+    let by_faer = !by_faer && tokens >= TILE_TOKENS && faer_keeps_the_order();
+
+    // faer thinks in columns: [T, N] in rows is [N, T] in columns.
+    let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
+    let columns = MatMut::from_column_major_slice_with_stride_mut(values, outputs, tokens, outputs);
+    let panels = columns.par_row_chunks_mut(panel).enumerate();
+    let min_len = if threads == 1 { outputs.div_ceil(panel) } else { 1 };
+    panels.with_min_len(min_len).for_each(|(p, mut out)| {
+        let first = p * panel;
+        let width = out.nrows();
+        let (tiled_tokens, tiled_outputs) = if by_faer {
+            (tokens / TILE_TOKENS * TILE_TOKENS, width / TILE_OUTPUTS * TILE_OUTPUTS)
+        } else {
+            (0, 0)
+        };
+        if tiled_tokens > 0 && tiled_outputs > 0 {
+            let whole = out.as_mut().submatrix_mut(0, 0, tiled_outputs, tiled_tokens);
+            tiles(whole, &x[..tiled_tokens * inputs], &weight[first..], inputs, outputs);
+        }
+        edges(out.as_mut(), 0, tiled_tokens, tiled_outputs, x, weight, inputs, outputs, first);
+        edges(out.as_mut(), tiled_tokens, tokens, 0, x, weight, inputs, outputs, first);
+        for t in 0..tokens {
+            for (y, b) in column(&mut out, t).iter_mut().zip(&bias[first..]) {
+                *y += b;
+            }
+        }
+    });
+    out
+}
+
+/// Token `t`'s outputs inside a panel.
+fn column<'a>(panel: &'a mut MatMut<'_, f32>, t: usize) -> &'a mut [f32] {
+    let column = panel.as_mut().col_mut(t).try_as_col_major_mut();
+    column.expect("a token's outputs lie together").as_slice_mut()
+}
+
+/// `out = weight_panelᵀ · xᵀ` by faer, block by block, chunk by chunk.
+///
+/// - `out`: `[n, T]` in columns; `x`: `[T, K]` in rows; `weight`: `[K, N]` in rows, from the panel's
+///   first column on
+fn tiles(mut out: MatMut<'_, f32>, x: &[f32], weight: &[f32], inputs: usize, outputs: usize) {
+    let (width, tokens) = (out.nrows(), out.ncols());
+    let x = MatRef::from_row_major_slice_with_stride(x, tokens, inputs, inputs); // [T, K]
+    for begin in (0..tokens).step_by(BLOCK_TOKENS) {
+        let end = tokens.min(begin + BLOCK_TOKENS);
+        for k in (0..inputs).step_by(CHUNK) {
+            let depth = CHUNK.min(inputs - k);
+            let rows = &weight[k * outputs..(k + depth - 1) * outputs + width];
+            let w = MatRef::from_row_major_slice_with_stride(rows, depth, width, outputs); // [k, n]
+            let x = x.submatrix(begin, k, end - begin, depth); // [t, k]
+            let accumulate = if k == 0 { Accum::Replace } else { Accum::Add };
+            let out = out.as_mut().submatrix_mut(0, begin, width, end - begin); // [n, t]
+            matmul(out, accumulate, w.transpose(), x.transpose(), 1.0, Par::Seq);
+        }
+    }
+}
+
+/// Tokens `begin..end`, outputs from `from` on, of a panel: whatever is no whole tile.
+fn edges(
+    mut out: MatMut<'_, f32>,
+    begin: usize,
+    end: usize,
+    from: usize,
+    x: &[f32],
+    weight: &[f32],
+    inputs: usize,
+    outputs: usize,
+    first: usize,
+) {
+    let width = out.nrows() - from;
+    if width == 0 {
+        return;
+    }
+    // A few tokens at a time, so that each weight is read once for all of them.
+    for t in (begin..end).step_by(TILE_TOKENS) {
+        let rows = TILE_TOKENS.min(end - t);
+        let mut sums = vec![0.0; rows * width];
+        thin(&x[t * inputs..(t + rows) * inputs], &weight[first + from..], inputs, outputs, &mut sums);
+        for (r, sums) in sums.chunks_exact(width).enumerate() {
+            column(&mut out, t + r)[from..].copy_from_slice(sums);
+        }
+    }
+}
+
+dispatched! {
+    /// `out = x · weight` for a few rows, weights streamed in memory order.
+    ///
+    /// - `x`: `[R, K]`, `out`: `[R, n]` (zeros), `weight`: `[K, N]` from the panel's first column on;
+    ///   n = out.len() / R
+    pub(super) fn thin(x: &[f32], weight: &[f32], inputs: usize, stride: usize, out: &mut [f32]) {
+        let rows = x.len() / inputs.max(1);
+        if rows == 0 {
+            return;
+        }
+        let width = out.len() / rows;
+        let mut partial = vec![0.0; out.len()]; // one chunk's sums, [R, n]
+        for begin in (0..inputs).step_by(CHUNK) {
+            let end = inputs.min(begin + CHUNK);
+            // Four rows of weights at a time, used for every token while they are in the cache.
+            for k in (begin..end).step_by(4) {
+                let depth = 4.min(end - k);
+                let w = &weight[k * stride..(k + depth - 1) * stride + width];
+                for (r, sums) in partial.chunks_exact_mut(width).enumerate() {
+                    add_products(&x[r * inputs + k..][..depth], w, stride, sums);
+                }
+            }
+            for (y, sum) in out.iter_mut().zip(&mut partial) {
+                *y += *sum;
+                *sum = 0.0;
+            }
+        }
+    }
+}
+
+/// `sums[n] += x[k] · w[k, n]` for each k in order; up to four rows of weights.
+#[inline(always)]
+fn add_products(x: &[f32], w: &[f32], stride: usize, sums: &mut [f32]) {
+    let n = sums.len();
+    if let &[x0, x1, x2, x3] = x {
+        let (w0, w1) = (&w[..n], &w[stride..][..n]);
+        let (w2, w3) = (&w[2 * stride..][..n], &w[3 * stride..][..n]);
+        for i in 0..n {
+            let sum = x1.mul_add(w1[i], x0.mul_add(w0[i], sums[i]));
+            sums[i] = x3.mul_add(w3[i], x2.mul_add(w2[i], sum));
+        }
+    } else {
+        for (k, &x) in x.iter().enumerate() {
+            for (sum, &w) in sums.iter_mut().zip(&w[k * stride..][..n]) {
+                *sum = x.mul_add(w, *sum);
+            }
+        }
+    }
+}
+
+/// Whether this faer on this CPU sums whole tiles in the order that this file promises; tried once
+/// per process on small products, and not at all without AVX2, whose other routes are unknown.
+pub fn faer_keeps_the_order() -> bool {
+    static KEEPS: OnceLock<bool> = OnceLock::new();
+    if simd::level() == simd::Level::Portable {
+        return false;
+    }
+    *KEEPS.get_or_init(|| {
+        let depths = [CHUNK, 2 * CHUNK + 65, 32];
+        let shapes = [(TILE_TOKENS, TILE_OUTPUTS), (BLOCK_TOKENS, TILE_OUTPUTS), (36, BLOCK_OUTPUTS)];
+        shapes.into_iter().zip(depths).all(|((tokens, outputs), inputs)| {
+            let x = noise(tokens * inputs, 1);
+            let weight = noise(inputs * outputs, 2);
+            let mut by_faer = vec![0.0; tokens * outputs];
+            let columns = MatMut::from_column_major_slice_mut(&mut by_faer, outputs, tokens);
+            tiles(columns, &x, &weight, inputs, outputs);
+            let mut expected = vec![0.0; tokens * outputs];
+            thin(&x, &weight, inputs, outputs, &mut expected);
+            by_faer == expected
+        })
+    })
+}
+
+/// Numbers in [-1, 1) whose sums depend on the order of summation.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = crate::sampler::SplitMix64::new(seed);
+    (0..n).map(|_| (rng.next_unit() * 2.0 - 1.0) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::simd::same_at_every_level;
+    use ndarray::{array, s};
+
+    /// The order of summation, element by element, as the head of this file states it.
+    fn by_definition(x: &Array2<f32>, weight: &Array2<f32>, bias: &[f32]) -> Array2<f32> {
+        Array2::from_shape_fn((x.nrows(), weight.ncols()), |(t, n)| {
+            let mut total = 0.0f32;
+            for begin in (0..x.ncols()).step_by(CHUNK) {
+                let mut sum = 0.0f32;
+                for k in begin..x.ncols().min(begin + CHUNK) {
+                    sum = x[[t, k]].mul_add(weight[[k, n]], sum);
+                }
+                total += sum;
+            }
+            total + bias[n]
+        })
+    }
+
+    fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        Array2::from_shape_vec((rows, columns), noise(rows * columns, seed)).unwrap()
+    }
+
+    #[test]
+    fn by_hand() {
+        let x = array![[1.0, 2.0], [3.0, 4.0]];
+        let w = array![[1.0, 0.0, -1.0], [10.0, 0.5, 0.0]];
+        let out = linear(x.view(), w.view(), &[0.25, 0.0, 1.0]);
+        assert_eq!(out, array![[21.25, 1.0, 0.0], [43.25, 2.0, -2.0]]);
+        assert_eq!(linear(Array2::zeros((0, 2)).view(), w.view(), &[0.0; 3]).dim(), (0, 3));
+    }
+
+    #[test]
+    fn every_shape_sums_in_the_stated_order() {
+        let shapes = [(1, 1), (3, 5), (7, 97), (64, 96), (128, 384), (257, 200), (260, 192), (600, 300)];
+        for (inputs, outputs) in shapes {
+            let weight = random(inputs, outputs, 1);
+            let bias = noise(outputs, 2);
+            for tokens in [1, 2, 3, 4, 5, 9, 33] {
+                let x = random(tokens, inputs, 3);
+                let got = same_at_every_level(|| linear(x.view(), weight.view(), &bias));
+                assert!(got == by_definition(&x, &weight, &bias), "[{tokens}, {inputs}] [{inputs}, {outputs}]");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
+        let weight = random(768, 2304, 1);
+        let bias = noise(2304, 2);
+        let x = random(150, 768, 3);
+        let with_threads = |n| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            pool.install(|| linear(x.view(), weight.view(), &bias))
+        };
+        let all = with_threads(1);
+        assert!(all == with_threads(2) && all == with_threads(3));
+        for t in [0, 1, 77, 127, 128, 149] {
+            let alone = linear(x.slice(s![t..t + 1, ..]), weight.view(), &bias);
+            assert!(alone.row(0) == all.row(t), "row {t}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn faer_takes_part_where_the_cpu_allows_it() {
+        let able = simd::best() >= simd::Level::Avx2;
+        assert!(!able || simd::level() == simd::Level::Portable || faer_keeps_the_order());
+    }
+}

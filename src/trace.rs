@@ -1,0 +1,347 @@
+//! `llorch-cpud trace`: this engine as an adapter of the differential-testing protocol.
+//!
+//! JSON Lines over standard input and output; tensors go into files. `adapters/PROTOCOL.md` tells
+//! what each message means. Requests are answered one after another; a thread of its own reads them,
+//! so that `cancel` is seen while a run is going on.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufRead, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use llorch_trace::files::{read_npy, read_safetensors, write_npy};
+use llorch_trace::protocol::{
+    DoneMessage, ErrorClass, ErrorMessage, HelloResponse, Inject, PROTOCOL_VERSION, Request, Response,
+    RunRequest, Seconds, TensorMessage, Worth,
+};
+use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor};
+
+use crate::error::Error;
+use crate::generate::{Finish, Options, generate};
+use crate::kv_cache::KvCache;
+use crate::model::Model;
+use crate::ops::simd;
+use crate::probe::{Injector, NoProbe, Recorder};
+use crate::sampler::Sampling;
+use crate::tokenizer::Tokenizer;
+
+const CAPABILITIES: [&str; 7] =
+    ["capture", "tokenize", "generate", "inject", "sample", "bench", "deterministic"];
+
+/// Native tensor to canonical point; points that are captured as they are computed have no line.
+const RECIPES: [(&str, &str); 7] = [
+    ("h.*.attn.q", "first third of linear(ln_1, attn.c_attn); t (h d) -> h t d"),
+    ("h.*.attn.k", "second third of linear(ln_1, attn.c_attn); t (h d) -> h t d"),
+    ("h.*.attn.v", "last third of linear(ln_1, attn.c_attn); t (h d) -> h t d"),
+    ("h.*.attn.cache.k", "blocks of 64 positions, transposed; h (s/64) d 64 -> h s d"),
+    ("h.*.attn.cache.v", "rows by position; h s d"),
+    ("h.*.attn.scores", "q k^T / sqrt(d), summed over d; masked cells are -inf"),
+    ("h.*.attn.context", "probs v; h t d -> t (h d)"),
+];
+
+/// An error with its class in the protocol.
+#[derive(Debug)]
+struct Failure {
+    class: ErrorClass,
+    message: String,
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        let class = match &e {
+            Error::Unsupported { .. } => ErrorClass::Unsupported,
+            Error::Internal { .. } => ErrorClass::Internal,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                ErrorClass::Resource
+            }
+            _ => ErrorClass::Input,
+        };
+        Failure { class, message: e.to_string() }
+    }
+}
+
+impl From<llorch_trace::Error> for Failure {
+    fn from(e: llorch_trace::Error) -> Failure {
+        Error::from(e).into()
+    }
+}
+
+fn input(message: impl Into<String>) -> Failure {
+    Failure { class: ErrorClass::Input, message: message.into() }
+}
+
+/// Serves requests from `requests` until it ends. `answers` is the real standard output, which nothing
+/// else in this program writes to.
+///
+/// # Errors
+/// Only that the answers can't be written any more.
+pub fn serve(
+    requests: impl BufRead + Send + 'static,
+    answers: &mut (impl Write + Send),
+) -> std::io::Result<()> {
+    let cancelled = Cancelled::default();
+    let lines = read_lines(requests, cancelled.clone());
+    let mut adapter = Adapter { loaded: None, cancelled, answers };
+    for line in lines {
+        adapter.answer(&line)?;
+    }
+    Ok(())
+}
+
+/// Ids of runs that are to stop.
+#[derive(Debug, Clone, Default)]
+struct Cancelled(Arc<Mutex<HashSet<String>>>);
+
+impl Cancelled {
+    fn insert(&self, id: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    fn contains(&self, id: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+}
+
+/// Reads lines ahead; `cancel` takes effect here and is not handed on.
+fn read_lines(mut requests: impl BufRead + Send + 'static, cancelled: Cancelled) -> Receiver<Vec<u8>> {
+    let (send, lines) = channel();
+    std::thread::spawn(move || {
+        loop {
+            let mut line = Vec::new();
+            // A read error is taken as the end: there is nobody left to answer.
+            if !matches!(requests.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+                break;
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            if let Ok(Request::Cancel { id }) = serde_json::from_slice(&line) {
+                cancelled.insert(id);
+                continue;
+            }
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+struct Loaded {
+    model: Model,
+    cache: KvCache,
+    tokenizer: Option<Tokenizer>,
+}
+
+struct Adapter<'a, W> {
+    loaded: Option<Loaded>,
+    cancelled: Cancelled,
+    answers: &'a mut W,
+}
+
+impl<W: Write + Send> Adapter<'_, W> {
+    fn answer(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let value: serde_json::Value = match serde_json::from_slice(line) {
+            Ok(value @ serde_json::Value::Object(_)) => value,
+            Ok(_) => return self.fail(None, input("failed to read a request: expected a JSON object")),
+            Err(e) => return self.fail(None, input(format!("failed to read a request: not JSON: {e}"))),
+        };
+        let id = value.get("id").and_then(|id| id.as_str()).map(str::to_owned);
+        let kind = value.get("type").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
+        let outcome = match serde_json::from_value::<Request>(value) {
+            Ok(request) => self.handle(request),
+            Err(_) if !["hello", "load", "tokenize", "run", "cancel"].contains(&kind.as_str()) => Err(Failure {
+                class: ErrorClass::Unsupported,
+                message: format!("failed to answer a request of type {kind:?}: expected hello, load, tokenize, run or cancel"),
+            }),
+            Err(e) => Err(input(format!("failed to read a request of type {kind:?}: {e}"))),
+        };
+        match outcome {
+            Ok(Ok(response)) => self.send(&response),
+            Ok(Err(gone)) => Err(gone),
+            Err(failure) => self.fail(id, failure),
+        }
+    }
+
+    /// The inner error is that of writing answers.
+    fn handle(&mut self, request: Request) -> Result<std::io::Result<Response>, Failure> {
+        match request {
+            Request::Hello { protocol } => hello(protocol).map(Ok),
+            Request::Load { model_dir, dtype, threads } => {
+                let started = Instant::now();
+                self.loaded = None;
+                self.loaded = Some(load(&model_dir, dtype, threads)?);
+                Ok(Ok(Response::Loaded { seconds: Some(started.elapsed().as_secs_f64()) }))
+            }
+            Request::Tokenize { id, text } => {
+                let Loaded { tokenizer, .. } = loaded(&mut self.loaded)?;
+                let tokenizer = tokenizer.as_ref().ok_or_else(|| Failure {
+                    class: ErrorClass::Unsupported,
+                    message: "failed to tokenize: the model folder holds no tokenizer".into(),
+                })?;
+                Ok(Ok(Response::Tokens { id, ids: tokenizer.encode(&text)? }))
+            }
+            Request::Run(run) => self.run(run),
+            Request::Cancel { .. } => Err(input("failed to cancel: there is no such run")),
+        }
+    }
+
+    fn run(&mut self, request: RunRequest) -> Result<std::io::Result<Response>, Failure> {
+        let Loaded { model, cache, tokenizer } = loaded(&mut self.loaded)?;
+        let options = Options {
+            max_new_tokens: request.max_new_tokens,
+            sampling: Sampling {
+                temperature: request.sampling.temperature,
+                top_k: request.sampling.top_k,
+                top_p: request.sampling.top_p,
+                seed: request.sampling.seed,
+                ..Sampling::default()
+            },
+            stop_ids: vec![],
+            forced_ids: request.forced_ids,
+        };
+        crate::generate::check(model, &request.ids, &options)?;
+        let injector = injector(model, &request.inject, options.max_new_tokens.max(1))?;
+        let points = PointSet::new(&request.points);
+
+        let (id, cancelled) = (&request.id, &self.cancelled);
+        if cancelled.contains(id) {
+            return Err(cancelled_failure());
+        }
+        let on_token = |_: &crate::generate::Step<'_>| match cancelled.contains(id) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        let mut gone = None;
+        let generated = if points.is_empty() && request.inject.is_empty() {
+            generate(model, cache, &request.ids, &options, &mut NoProbe, on_token)
+        } else {
+            std::fs::create_dir_all(&request.out_dir)
+                .map_err(|e| Error::io("create", &request.out_dir, e))?;
+            let out_dir = std::path::absolute(&request.out_dir)
+                .map_err(|e| Error::io("find", &request.out_dir, e))?;
+            let answers = &mut *self.answers;
+            let recorder = Recorder::new(points, |step, point, tensor| {
+                let message = keep(&out_dir, id, step, point, &tensor)?;
+                write_line(answers, &Response::Tensor(message)).map_err(|e| {
+                    gone = Some(e);
+                    Error::internal("answer", "standard output is closed")
+                })
+            });
+            generate(model, cache, &request.ids, &options, &mut (injector, recorder), on_token)
+        };
+        if let Some(gone) = gone {
+            return Ok(Err(gone));
+        }
+        let generated = generated?;
+        if generated.finish == Finish::Cancelled {
+            return Err(cancelled_failure());
+        }
+        let text = match tokenizer {
+            Some(tokenizer) if !generated.ids.is_empty() => Some(tokenizer.decode(&generated.ids)?),
+            Some(_) => Some(String::new()),
+            None => None,
+        };
+        let seconds = Seconds {
+            prefill: Some(generated.prefill.as_secs_f64()),
+            decode: Some(generated.decode.as_secs_f64()),
+        };
+        Ok(Ok(Response::Done(DoneMessage { id: request.id, generated: generated.ids, text, seconds })))
+    }
+
+    fn fail(&mut self, id: Option<String>, failure: Failure) -> std::io::Result<()> {
+        let Failure { class, message } = failure;
+        self.send(&Response::Error(ErrorMessage { id, class, message }))
+    }
+
+    fn send(&mut self, response: &Response) -> std::io::Result<()> {
+        write_line(self.answers, response)
+    }
+}
+
+fn write_line(answers: &mut impl Write, response: &Response) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    answers.write_all(&line)?;
+    answers.flush()
+}
+
+fn loaded(loaded: &mut Option<Loaded>) -> Result<&mut Loaded, Failure> {
+    loaded.as_mut().ok_or_else(|| input("failed to run: no model is loaded; expected a load request before"))
+}
+
+fn cancelled_failure() -> Failure {
+    Failure { class: ErrorClass::Resource, message: "cancelled".into() }
+}
+
+fn hello(protocol: u32) -> Result<Response, Failure> {
+    if protocol != PROTOCOL_VERSION {
+        let message = format!("failed to agree on a protocol: found version {protocol}, expected {PROTOCOL_VERSION}");
+        return Err(Failure { class: ErrorClass::Unsupported, message });
+    }
+    Ok(Response::Hello(HelloResponse {
+        protocol: PROTOCOL_VERSION,
+        name: "llorch-cpud".into(),
+        version: format!("{} ({:?})", env!("CARGO_PKG_VERSION"), simd::level()).to_lowercase(),
+        worth: Worth::Kernels,
+        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        unsupported: vec![],
+        recipes: RECIPES.iter().map(|(point, recipe)| (point.to_string(), recipe.to_string())).collect::<BTreeMap<_, _>>(),
+        deviations: vec![],
+    }))
+}
+
+fn load(dir: &Path, dtype: Dtype, threads: usize) -> Result<Loaded, Failure> {
+    if dtype != Dtype::F32 {
+        let message = format!("failed to compute in {dtype}: this engine computes in f32");
+        return Err(Failure { class: ErrorClass::Unsupported, message });
+    }
+    let model = Model::load(dir, threads)?;
+    let has = |name: &str| dir.join(name).is_file();
+    let tokenizer = if has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
+        Some(Tokenizer::load(dir)?)
+    } else {
+        None
+    };
+    let cache = model.new_cache();
+    Ok(Loaded { model, cache, tokenizer })
+}
+
+/// Reads the tensors to be put in place; every point and step must be one that the run will reach.
+fn injector(model: &Model, inject: &[Inject], steps: usize) -> Result<Injector, Failure> {
+    let mut injector = Injector::default();
+    for Inject { point: name, step, file, key } in inject {
+        let point: Point = name.parse()?;
+        let n_layer = model.config().n_layer;
+        if point.stage == Stage::Generated || point.layer.is_some_and(|layer| layer >= n_layer) {
+            return Err(input(format!("failed to inject {name}: the model has {n_layer} layers and no such point")));
+        }
+        if *step >= steps {
+            return Err(input(format!("failed to inject {name} in step {step}: the run has {steps} steps")));
+        }
+        let tensor = match key {
+            Some(key) => read_safetensors(file, key)?,
+            None => read_npy(file)?,
+        };
+        injector.replace(*step, point, tensor);
+    }
+    Ok(injector)
+}
+
+/// Writes one tensor and makes the message that announces it.
+fn keep(out_dir: &Path, id: &str, step: usize, point: Point, tensor: &Tensor) -> crate::Result<TensorMessage> {
+    let file: PathBuf = out_dir.join(format!("{step:04}_{point}.npy"));
+    write_npy(&file, tensor)?;
+    Ok(TensorMessage {
+        id: id.to_owned(),
+        point: point.to_string(),
+        step,
+        file,
+        key: None,
+        dtype: tensor.dtype(),
+        shape: tensor.shape.clone(),
+    })
+}
