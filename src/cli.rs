@@ -68,7 +68,11 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     pub fn resolve(&self) -> Result<ResolvedModel> {
-        let options = ResolveOptions { offline: self.offline, revision: self.revision.clone(), ..ResolveOptions::default() };
+        let options = ResolveOptions {
+            offline: self.offline,
+            revision: self.revision.clone(),
+            ..ResolveOptions::default()
+        };
         Ok(llorch_models::resolve(&self.model, &options)?)
     }
 }
@@ -167,7 +171,11 @@ fn run_trace() -> Result<()> {
 }
 
 fn run_inspect(args: InspectArgs) -> Result<()> {
-    let options = ResolveOptions { offline: args.offline, revision: args.revision, ..ResolveOptions::default() };
+    let options = ResolveOptions {
+        offline: args.offline,
+        revision: args.revision,
+        ..ResolveOptions::default()
+    };
     let model = llorch_models::resolve(&args.name, &options)?;
     let report = inspect::inspect(&model)?;
     let text = if args.json { report.to_json() } else { report.to_text() };
@@ -193,7 +201,11 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
             repetition_penalty: args.repetition_penalty,
             seed: args.seed,
         },
-        stop_ids: if args.ignore_eos { vec![] } else { model.config().eos_token_id.into_iter().collect() },
+        stop_ids: if args.ignore_eos {
+            vec![]
+        } else {
+            model.config().eos_token_id.into_iter().collect()
+        },
         forced_ids: None,
     };
     let mut cache = model.new_cache();
@@ -239,4 +251,3 @@ fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
-

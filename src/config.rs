@@ -57,7 +57,8 @@ impl Config {
     pub fn from_file(path: &Path) -> Result<Config> {
         let wrong = |what| Error::Config { path: path.to_owned(), what };
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        let json: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+        let json: Value =
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
         Config::from_json(&json).map_err(|refusal| match refusal {
             Refusal::Wrong(what) => wrong(what),
             Refusal::Unsupported(what) => Error::Unsupported { path: path.to_owned(), what },
@@ -72,9 +73,13 @@ impl Config {
         match json.get("model_type").and_then(Value::as_str) {
             Some("gpt2") => {}
             Some(other) => {
-                return Err(Refusal::Unsupported(format!("model_type is {other:?}; expected \"gpt2\"")));
+                return Err(Refusal::Unsupported(format!(
+                    "model_type is {other:?}; expected \"gpt2\""
+                )));
             }
-            None => return Err("key \"model_type\" is missing; expected \"gpt2\"".to_string().into()),
+            None => {
+                return Err("key \"model_type\" is missing; expected \"gpt2\"".to_string().into());
+            }
         }
         if flag(json, "add_cross_attention", false)? {
             let what = "add_cross_attention is true; this engine has no cross-attention";
@@ -91,7 +96,9 @@ impl Config {
         if let (Some(ctx), Some(positions)) = (json.get("n_ctx"), json.get("n_positions"))
             && ctx != positions
         {
-            return Err(format!("n_ctx is {ctx} and n_positions {positions}; expected one size").into());
+            return Err(
+                format!("n_ctx is {ctx} and n_positions {positions}; expected one size").into()
+            );
         }
         // Upcasting to f32 before the softmax, and reordering for it, is what f32 does anyway.
         flag(json, "reorder_and_upcast_attn", false)?;
@@ -108,7 +115,10 @@ impl Config {
             scale_attn_weights: flag(json, "scale_attn_weights", true)?,
             scale_attn_by_inverse_layer_idx: flag(json, "scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: flag(json, "tie_word_embeddings", true)?,
-            eos_token_id: json.get("eos_token_id").and_then(Value::as_u64).and_then(|id| id.try_into().ok()),
+            eos_token_id: json
+                .get("eos_token_id")
+                .and_then(Value::as_u64)
+                .and_then(|id| id.try_into().ok()),
         })
     }
 
@@ -166,7 +176,9 @@ fn activation(json: &Value) -> Result<Activation, Refusal> {
     let name = match json.get("activation_function") {
         None | Some(Value::Null) => "gelu_new",
         Some(Value::String(name)) => name,
-        Some(other) => return Err(format!("activation_function is {other}; expected a name").into()),
+        Some(other) => {
+            return Err(format!("activation_function is {other}; expected a name").into());
+        }
     };
     match name {
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
@@ -211,7 +223,10 @@ mod tests {
     fn keys_that_change_the_mathematics_are_honoured() {
         assert_eq!(with("n_inner", 100.into()).unwrap().n_inner, 100);
         assert_eq!(with("layer_norm_epsilon", 1e-3.into()).unwrap().layer_norm_epsilon, 1e-3);
-        assert_eq!(with("activation_function", "relu".into()).unwrap().activation, Activation::Relu);
+        assert_eq!(
+            with("activation_function", "relu".into()).unwrap().activation,
+            Activation::Relu
+        );
         assert_eq!(with("scale_attn_weights", false.into()).unwrap().attention_scale(3), 1.0);
         let inverse = with("scale_attn_by_inverse_layer_idx", true.into()).unwrap();
         assert_eq!(inverse.attention_scale(3), 0.125 / 4.0);
@@ -238,7 +253,8 @@ mod tests {
             ("reorder_and_upcast_attn", 1.into()),
         ];
         for (key, value) in refused {
-            let (Refusal::Wrong(what) | Refusal::Unsupported(what)) = with(key, value.clone()).expect_err(key);
+            let (Refusal::Wrong(what) | Refusal::Unsupported(what)) =
+                with(key, value.clone()).expect_err(key);
             assert!(what.contains(key), "{key} = {value}: {what}");
         }
         let gelu = with("activation_function", "gelu".into());

@@ -139,7 +139,12 @@ pub fn check(model: &Model, prompt: &[u32], options: &Options) -> Result<()> {
 
 /// The token that the model would go on with. `argmax` and `next.probs` pass the probe on the way,
 /// and what it puts there is what the choice is made from.
-fn choose<P: Probe>(logits: &[f32], history: &[u32], sampler: &mut Sampler, probe: &mut P) -> Result<u32> {
+fn choose<P: Probe>(
+    logits: &[f32],
+    history: &[u32],
+    sampler: &mut Sampler,
+    probe: &mut P,
+) -> Result<u32> {
     let mut penalized = logits.to_vec(); // [V]
     sampler.penalize(&mut penalized, history);
     let mut highest = None;

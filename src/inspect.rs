@@ -70,12 +70,24 @@ impl Report {
         }
         writeln!(out, "\nfiles (sha256)")?;
         for file in &model.files {
-            writeln!(out, "  {}  {:>13}  {}", file.sha256, thousands(file.bytes as usize), file.name)?;
+            writeln!(
+                out,
+                "  {}  {:>13}  {}",
+                file.sha256,
+                thousands(file.bytes as usize),
+                file.name
+            )?;
         }
         writeln!(out, "\n{} tensors", self.tensors.len())?;
         let width = self.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
         for tensor in &self.tensors {
-            writeln!(out, "  {:width$}  {:<4}  {:?}", tensor.name, format!("{:?}", tensor.dtype), tensor.shape)?;
+            writeln!(
+                out,
+                "  {:width$}  {:<4}  {:?}",
+                tensor.name,
+                format!("{:?}", tensor.dtype),
+                tensor.shape
+            )?;
         }
         Ok(())
     }

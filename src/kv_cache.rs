@@ -151,7 +151,9 @@ mod tests {
         let mut cache = cache();
         let (heads, head_dim) = (cache.layer(0).heads, cache.layer(0).head_dim);
         let tokens = 70;
-        let k = Array3::from_shape_fn((heads, tokens, head_dim), |(h, t, d)| (h * 1000 + t * 10 + d) as f32);
+        let k = Array3::from_shape_fn((heads, tokens, head_dim), |(h, t, d)| {
+            (h * 1000 + t * 10 + d) as f32
+        });
         let v = k.mapv(|x| -x);
         // in two pieces, the second across the border of a block
         let split = |a: &Array3<f32>, from: usize, to: usize| {

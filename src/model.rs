@@ -73,18 +73,34 @@ impl Model {
     /// # Errors
     /// No token, one outside the vocabulary, more than there are positions for, or the probe's own.
     /// The cache then holds what it held before.
-    pub fn forward<P: Probe>(&self, ids: &[u32], cache: &mut KvCache, rows: Rows, probe: &mut P) -> Result<Array2<f32>> {
+    pub fn forward<P: Probe>(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: Rows,
+        probe: &mut P,
+    ) -> Result<Array2<f32>> {
         if ids.is_empty() {
             return Err(Error::input("run the model", "there are no tokens; expected one or more"));
         }
         if cache.len() + ids.len() > self.config.n_positions {
             let n_positions = self.config.n_positions;
-            return Err(Error::ContextOverflow { prompt: cache.len() + ids.len(), new: 0, n_positions });
+            return Err(Error::ContextOverflow {
+                prompt: cache.len() + ids.len(),
+                new: 0,
+                n_positions,
+            });
         }
         self.pool.install(|| self.run(ids, cache, rows, probe))
     }
 
-    fn run<P: Probe>(&self, ids: &[u32], cache: &mut KvCache, rows: Rows, probe: &mut P) -> Result<Array2<f32>> {
+    fn run<P: Probe>(
+        &self,
+        ids: &[u32],
+        cache: &mut KvCache,
+        rows: Rows,
+        probe: &mut P,
+    ) -> Result<Array2<f32>> {
         let Config { n_head: heads, layer_norm_epsilon: eps, activation, .. } = self.config;
         let Weights { wte, wpe, blocks, ln_f, lm_head } = &self.weights;
         let past = cache.len(); // tokens before these
@@ -171,7 +187,8 @@ impl Model {
         match ids.iter().find(|&&id| id as usize >= size) {
             None => Ok(()),
             Some(id) => {
-                let what = format!("token id {id} is outside the vocabulary; expected 0 to {}", size - 1);
+                let what =
+                    format!("token id {id} is outside the vocabulary; expected 0 to {}", size - 1);
                 Err(Error::input("run the model", what))
             }
         }

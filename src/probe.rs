@@ -103,7 +103,10 @@ impl Injector {
             && tensor.shape != shape
         {
             let what = format!("found shape {:?}, expected {shape:?}", tensor.shape);
-            return Err(Error::input("inject a tensor", format!("{point} in step {}: {what}", self.step)));
+            return Err(Error::input(
+                "inject a tensor",
+                format!("{point} in step {}: {what}", self.step),
+            ));
         }
         Ok(replacement)
     }
@@ -135,7 +138,10 @@ impl Probe for Injector {
         };
         for (id, &new) in value.iter_mut().zip(ids) {
             *id = new.try_into().map_err(|_| {
-                Error::input("inject a tensor", format!("{point} holds {new}, which is no token id"))
+                Error::input(
+                    "inject a tensor",
+                    format!("{point} holds {new}, which is no token id"),
+                )
             })?;
         }
         Ok(())

@@ -130,7 +130,10 @@ pub fn argmax(logits: &[f32]) -> Result<u32> {
 
 fn no_choice(values: &[f32]) -> Error {
     let nan = values.iter().filter(|x| x.is_nan()).count();
-    let what = format!("{nan} of {} values are NaN; the weights or an injected tensor hold non-finite numbers", values.len());
+    let what = format!(
+        "{nan} of {} values are NaN; the weights or an injected tensor hold non-finite numbers",
+        values.len()
+    );
     Error::internal("choose a token", what)
 }
 
@@ -200,7 +203,8 @@ mod tests {
     #[test]
     fn splitmix64_gives_its_published_numbers() {
         let mut rng = SplitMix64::new(1234567);
-        let want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431];
+        let want =
+            [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431];
         for want in want {
             assert_eq!(rng.next_u64(), want);
         }
@@ -211,7 +215,9 @@ mod tests {
     fn greedy_takes_the_lowest_of_equals_and_refuses_nan() {
         assert_eq!(argmax(&[1.0, 3.0, 3.0]).unwrap(), 1);
         assert_eq!(argmax(&[f32::NEG_INFINITY, f32::NEG_INFINITY]).unwrap(), 0);
-        assert!(argmax(&[1.0, f32::NAN]).unwrap_err().to_string().contains("1 of 2 values are NaN"));
+        assert!(
+            argmax(&[1.0, f32::NAN]).unwrap_err().to_string().contains("1 of 2 values are NaN")
+        );
         assert!(argmax(&[]).is_err());
         assert!(sampler(1.0, 0, 1.0, 0).draw(&[0.5, f32::NAN]).is_err());
         assert!(sampler(1.0, 0, 1.0, 0).draw(&[0.0, 0.0]).is_err());
@@ -227,14 +233,25 @@ mod tests {
     #[test]
     fn top_p_keeps_the_smallest_set_that_reaches_p() {
         let logits = [0.5f32, 0.3, 0.15, 0.05].map(f32::ln);
-        let kept = |p: f64| sampler(1.0, 0, p, 0).probabilities(&logits).iter().filter(|&&p| p > 0.0).count();
-        assert_eq!([kept(0.4), kept(0.6), kept(0.9), kept(0.96), kept(1.0), kept(1e-9)], [1, 2, 3, 4, 4, 1]);
+        let kept = |p: f64| {
+            sampler(1.0, 0, p, 0).probabilities(&logits).iter().filter(|&&p| p > 0.0).count()
+        };
+        assert_eq!(
+            [kept(0.4), kept(0.6), kept(0.9), kept(0.96), kept(1.0), kept(1e-9)],
+            [1, 2, 3, 4, 4, 1]
+        );
     }
 
     #[test]
     fn top_p_sees_the_distribution_at_its_temperature() {
         // at temperature 2 the first of [4, 0, 0] has 0.787, at 1 it has 0.965
-        let count = |t: f64| sampler(t, 0, 0.9, 0).probabilities(&[4.0, 0.0, 0.0]).iter().filter(|&&p| p > 0.0).count();
+        let count = |t: f64| {
+            sampler(t, 0, 0.9, 0)
+                .probabilities(&[4.0, 0.0, 0.0])
+                .iter()
+                .filter(|&&p| p > 0.0)
+                .count()
+        };
         assert_eq!((count(1.0), count(2.0)), (1, 3));
     }
 
@@ -248,7 +265,8 @@ mod tests {
 
     #[test]
     fn the_penalty_lowers_what_occurred_once() {
-        let sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::default() }).unwrap();
+        let sampler =
+            Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::default() }).unwrap();
         let mut logits = [4.0, -4.0, 4.0, 0.0];
         sampler.penalize(&mut logits, &[0, 1, 0, 99]);
         assert_eq!(logits, [2.0, -8.0, 4.0, 0.0]);

@@ -47,14 +47,17 @@ impl Tokenizer {
         let encoded = guarded(|| self.inner.encode_fast(text, false).map_err(|e| e.to_string()));
         match encoded {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(what) => Err(Error::tokenizer(&self.path, format!("it can't encode the text: {what}"))),
+            Err(what) => {
+                Err(Error::tokenizer(&self.path, format!("it can't encode the text: {what}")))
+            }
         }
     }
 
     /// Special tokens are spelled out; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(ids, false).map_err(|e| e.to_string()))
-            .map_err(|what| Error::tokenizer(&self.path, format!("it can't decode {ids:?}: {what}")))
+        guarded(|| self.inner.decode(ids, false).map_err(|e| e.to_string())).map_err(|what| {
+            Error::tokenizer(&self.path, format!("it can't decode {ids:?}: {what}"))
+        })
     }
 
     /// The token's own spelling, in the byte-level alphabet; `None` for an id that isn't in the vocabulary.
@@ -76,7 +79,9 @@ fn byte_level_bpe(vocab: &Path, merges: &Path) -> Result<Inner, String> {
     inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     inner.with_decoder(Some(ByteLevel::default()));
     if inner.token_to_id(END_OF_TEXT).is_some() {
-        inner.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(|e| e.to_string())?;
+        inner
+            .add_special_tokens([AddedToken::from(END_OF_TEXT, true)])
+            .map_err(|e| e.to_string())?;
     }
     Ok(inner)
 }

@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use llorch_trace::files::{read_npy, read_safetensors, write_npy};
 use llorch_trace::protocol::{
-    DoneMessage, ErrorClass, ErrorMessage, HelloResponse, Inject, PROTOCOL_VERSION, Request, Response,
-    RunRequest, Seconds, TensorMessage, Worth,
+    DoneMessage, ErrorClass, ErrorMessage, HelloResponse, Inject, PROTOCOL_VERSION, Request,
+    Response, RunRequest, Seconds, TensorMessage, Worth,
 };
 use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor};
 
@@ -106,7 +106,10 @@ impl Cancelled {
 }
 
 /// Reads lines ahead; `cancel` takes effect here and is not handed on.
-fn read_lines(mut requests: impl BufRead + Send + 'static, cancelled: Cancelled) -> Receiver<Vec<u8>> {
+fn read_lines(
+    mut requests: impl BufRead + Send + 'static,
+    cancelled: Cancelled,
+) -> Receiver<Vec<u8>> {
     let (send, lines) = channel();
     std::thread::spawn(move || {
         loop {
@@ -146,17 +149,25 @@ impl<W: Write + Send> Adapter<'_, W> {
     fn answer(&mut self, line: &[u8]) -> std::io::Result<()> {
         let value: serde_json::Value = match serde_json::from_slice(line) {
             Ok(value @ serde_json::Value::Object(_)) => value,
-            Ok(_) => return self.fail(None, input("failed to read a request: expected a JSON object")),
-            Err(e) => return self.fail(None, input(format!("failed to read a request: not JSON: {e}"))),
+            Ok(_) => {
+                return self.fail(None, input("failed to read a request: expected a JSON object"));
+            }
+            Err(e) => {
+                return self.fail(None, input(format!("failed to read a request: not JSON: {e}")));
+            }
         };
         let id = value.get("id").and_then(|id| id.as_str()).map(str::to_owned);
         let kind = value.get("type").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
         let outcome = match serde_json::from_value::<Request>(value) {
             Ok(request) => self.handle(request),
-            Err(_) if !["hello", "load", "tokenize", "run", "cancel"].contains(&kind.as_str()) => Err(Failure {
-                class: ErrorClass::Unsupported,
-                message: format!("failed to answer a request of type {kind:?}: expected hello, load, tokenize, run or cancel"),
-            }),
+            Err(_) if !["hello", "load", "tokenize", "run", "cancel"].contains(&kind.as_str()) => {
+                Err(Failure {
+                    class: ErrorClass::Unsupported,
+                    message: format!(
+                        "failed to answer a request of type {kind:?}: expected hello, load, tokenize, run or cancel"
+                    ),
+                })
+            }
             Err(e) => Err(input(format!("failed to read a request of type {kind:?}: {e}"))),
         };
         match outcome {
@@ -249,7 +260,12 @@ impl<W: Write + Send> Adapter<'_, W> {
             prefill: Some(generated.prefill.as_secs_f64()),
             decode: Some(generated.decode.as_secs_f64()),
         };
-        Ok(Ok(Response::Done(DoneMessage { id: request.id, generated: generated.ids, text, seconds })))
+        Ok(Ok(Response::Done(DoneMessage {
+            id: request.id,
+            generated: generated.ids,
+            text,
+            seconds,
+        })))
     }
 
     fn fail(&mut self, id: Option<String>, failure: Failure) -> std::io::Result<()> {
@@ -270,7 +286,9 @@ fn write_line(answers: &mut impl Write, response: &Response) -> std::io::Result<
 }
 
 fn loaded(loaded: &mut Option<Loaded>) -> Result<&mut Loaded, Failure> {
-    loaded.as_mut().ok_or_else(|| input("failed to run: no model is loaded; expected a load request before"))
+    loaded
+        .as_mut()
+        .ok_or_else(|| input("failed to run: no model is loaded; expected a load request before"))
 }
 
 fn cancelled_failure() -> Failure {
@@ -279,7 +297,9 @@ fn cancelled_failure() -> Failure {
 
 fn hello(protocol: u32) -> Result<Response, Failure> {
     if protocol != PROTOCOL_VERSION {
-        let message = format!("failed to agree on a protocol: found version {protocol}, expected {PROTOCOL_VERSION}");
+        let message = format!(
+            "failed to agree on a protocol: found version {protocol}, expected {PROTOCOL_VERSION}"
+        );
         return Err(Failure { class: ErrorClass::Unsupported, message });
     }
     Ok(Response::Hello(HelloResponse {
@@ -289,7 +309,10 @@ fn hello(protocol: u32) -> Result<Response, Failure> {
         worth: Worth::Kernels,
         capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
         unsupported: vec![],
-        recipes: RECIPES.iter().map(|(point, recipe)| (point.to_string(), recipe.to_string())).collect::<BTreeMap<_, _>>(),
+        recipes: RECIPES
+            .iter()
+            .map(|(point, recipe)| (point.to_string(), recipe.to_string()))
+            .collect::<BTreeMap<_, _>>(),
         deviations: vec![],
     }))
 }
@@ -317,10 +340,14 @@ fn injector(model: &Model, inject: &[Inject], steps: usize) -> Result<Injector, 
         let point: Point = name.parse()?;
         let n_layer = model.config().n_layer;
         if point.stage == Stage::Generated || point.layer.is_some_and(|layer| layer >= n_layer) {
-            return Err(input(format!("failed to inject {name}: the model has {n_layer} layers and no such point")));
+            return Err(input(format!(
+                "failed to inject {name}: the model has {n_layer} layers and no such point"
+            )));
         }
         if *step >= steps {
-            return Err(input(format!("failed to inject {name} in step {step}: the run has {steps} steps")));
+            return Err(input(format!(
+                "failed to inject {name} in step {step}: the run has {steps} steps"
+            )));
         }
         let tensor = match key {
             Some(key) => read_safetensors(file, key)?,
@@ -332,7 +359,13 @@ fn injector(model: &Model, inject: &[Inject], steps: usize) -> Result<Injector, 
 }
 
 /// Writes one tensor and makes the message that announces it.
-fn keep(out_dir: &Path, id: &str, step: usize, point: Point, tensor: &Tensor) -> crate::Result<TensorMessage> {
+fn keep(
+    out_dir: &Path,
+    id: &str,
+    step: usize,
+    point: Point,
+    tensor: &Tensor,
+) -> crate::Result<TensorMessage> {
     let file: PathBuf = out_dir.join(format!("{step:04}_{point}.npy"));
     write_npy(&file, tensor)?;
     Ok(TensorMessage {

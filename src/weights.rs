@@ -89,7 +89,8 @@ impl std::ops::Deref for Floats {
             Floats::Mapped { map, begin, bytes } => {
                 // SAFETY: any four bytes are an f32, and reading them needs no more than alignment,
                 // which `align_to` sees to.
-                let (before, values, after) = unsafe { map[*begin..begin + bytes].align_to::<f32>() };
+                let (before, values, after) =
+                    unsafe { map[*begin..begin + bytes].align_to::<f32>() };
                 debug_assert!(before.is_empty() && after.is_empty());
                 values
             }
@@ -207,7 +208,8 @@ impl<'a> Source<'a> {
                 continue;
             }
             if left.insert(plain.to_owned(), view).is_some() {
-                let what = format!("tensor {plain:?} is there twice, with and without \"transformer.\"");
+                let what =
+                    format!("tensor {plain:?} is there twice, with and without \"transformer.\"");
                 return Err(Error::weights(path, what));
             }
         }
@@ -242,7 +244,8 @@ impl<'a> Source<'a> {
             return Err(Error::weights(self.path, what));
         };
         if view.shape() != expected {
-            let what = format!("tensor {name:?} has shape {:?}; expected {expected:?}", view.shape());
+            let what =
+                format!("tensor {name:?} has shape {:?}; expected {expected:?}", view.shape());
             return Err(Error::weights(self.path, what));
         }
         let bytes = view.data();
@@ -250,13 +253,16 @@ impl<'a> Source<'a> {
             Floats::Owned(bytes.as_chunks::<2>().0.iter().map(|b| one(*b)).collect())
         };
         Ok(match view.dtype() {
-            Dtype::F32 if cfg!(target_endian = "little") && bytes.as_ptr().addr() % align_of::<f32>() == 0 => {
+            Dtype::F32
+                if cfg!(target_endian = "little")
+                    && bytes.as_ptr().addr() % align_of::<f32>() == 0 =>
+            {
                 let begin = bytes.as_ptr().addr() - self.map.as_ptr().addr();
                 Floats::Mapped { map: self.map.clone(), begin, bytes: bytes.len() }
             }
-            Dtype::F32 => {
-                Floats::Owned(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            }
+            Dtype::F32 => Floats::Owned(
+                bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            ),
             Dtype::F16 => widen(|b| half::f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => widen(|b| half::bf16::from_le_bytes(b).to_f32()),
             other => {

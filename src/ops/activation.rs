@@ -62,7 +62,10 @@ mod tests {
         });
         for (&x, &y) in xs.iter().zip(&got) {
             let want = float64(x as f64);
-            assert!((y as f64 - want).abs() <= 3e-7 * want.abs().max(1.0), "gelu({x}) = {y}, {want}");
+            assert!(
+                (y as f64 - want).abs() <= 3e-7 * want.abs().max(1.0),
+                "gelu({x}) = {y}, {want}"
+            );
         }
     }
 

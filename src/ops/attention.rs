@@ -15,7 +15,10 @@ const QUERIES: usize = 4;
 const LANES: usize = BLOCK;
 
 /// Splits `[T, PARTS·E]` into its parts, each by heads: `[H, T, D]`.
-pub fn split_heads<const PARTS: usize>(x: ArrayView2<'_, f32>, heads: usize) -> [Array3<f32>; PARTS] {
+pub fn split_heads<const PARTS: usize>(
+    x: ArrayView2<'_, f32>,
+    heads: usize,
+) -> [Array3<f32>; PARTS] {
     let (tokens, width) = x.dim();
     let head_dim = width / PARTS / heads;
     let x = x.to_slice().expect("activations are in standard layout");
@@ -64,7 +67,14 @@ pub fn scores(q: ArrayView3<'_, f32>, keys: &LayerCache, len: usize, scale: f32)
             for block in 0..(len - tokens + end).div_ceil(BLOCK) {
                 let mut sums = [[0.0; LANES]; QUERIES];
                 let k = keys.key_block(h, block); // [D, 64]
-                products(&q[begin * head_dim..end * head_dim], head_dim, head_dim, k, BLOCK, &mut sums);
+                products(
+                    &q[begin * head_dim..end * head_dim],
+                    head_dim,
+                    head_dim,
+                    k,
+                    BLOCK,
+                    &mut sums,
+                );
                 for t in begin..end {
                     let visible = len - tokens + t + 1;
                     let first = block * BLOCK;
@@ -103,7 +113,14 @@ pub fn context(probs: ArrayView3<'_, f32>, values: &LayerCache) -> Array3<f32> {
                 if first + BLOCK <= len - tokens + begin + 1 {
                     // Every query of the group sees the whole block.
                     let probs = &probs[begin * len + first..(end - 1) * len + first + BLOCK];
-                    add_block(probs, len, BLOCK, v, head_dim, &mut out[begin * head_dim..end * head_dim]);
+                    add_block(
+                        probs,
+                        len,
+                        BLOCK,
+                        v,
+                        head_dim,
+                        &mut out[begin * head_dim..end * head_dim],
+                    );
                     continue;
                 }
                 for t in begin..end {
@@ -118,7 +135,14 @@ pub fn context(probs: ArrayView3<'_, f32>, values: &LayerCache) -> Array3<f32> {
 }
 
 /// `out[r] += Σ_s probs[r, s] · v[s]` over one block's `seen` positions; `out`: `[R, D]`.
-fn add_block(probs: &[f32], stride: usize, seen: usize, v: &[f32], head_dim: usize, out: &mut [f32]) {
+fn add_block(
+    probs: &[f32],
+    stride: usize,
+    seen: usize,
+    v: &[f32],
+    head_dim: usize,
+    out: &mut [f32],
+) {
     if seen == 0 {
         return;
     }
@@ -156,7 +180,13 @@ dispatched! {
 }
 
 #[inline(always)]
-fn wide<const R: usize>(x: &[f32], x_stride: usize, depth: usize, w: &[f32], w_stride: usize) -> [[f32; LANES]; R] {
+fn wide<const R: usize>(
+    x: &[f32],
+    x_stride: usize,
+    depth: usize,
+    w: &[f32],
+    w_stride: usize,
+) -> [[f32; LANES]; R] {
     let mut sums = [[0.0f32; LANES]; R];
     let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * x_stride..][..depth]);
     for k in 0..depth {
@@ -226,18 +256,23 @@ mod tests {
         });
         for h in 0..heads {
             for t in 0..tokens {
-                let dot = |s: usize| (0..head_dim).map(|d| q[[h, t, d]] as f64 * k[[h, s, d]] as f64).sum::<f64>();
+                let dot = |s: usize| {
+                    (0..head_dim).map(|d| q[[h, t, d]] as f64 * k[[h, s, d]] as f64).sum::<f64>()
+                };
                 let want: Vec<f64> = (0..=past + t).map(|s| dot(s) * 0.125).collect();
                 let total: f64 = want.iter().map(|x| x.exp()).sum();
                 for s in 0..len {
                     let got = scores[[h, t, s]];
                     match want.get(s) {
-                        Some(want) => assert!((got as f64 - want).abs() < 1e-5, "score {h} {t} {s}"),
+                        Some(want) => {
+                            assert!((got as f64 - want).abs() < 1e-5, "score {h} {t} {s}")
+                        }
                         None => assert_eq!(got, f32::NEG_INFINITY),
                     }
                 }
                 for d in 0..head_dim {
-                    let want: f64 = (0..=past + t).map(|s| want[s].exp() / total * v[[h, s, d]] as f64).sum();
+                    let want: f64 =
+                        (0..=past + t).map(|s| want[s].exp() / total * v[[h, s, d]] as f64).sum();
                     assert!((out[[h, t, d]] as f64 - want).abs() < 1e-5, "context {h} {t} {d}");
                 }
             }
@@ -246,9 +281,15 @@ mod tests {
 
     #[test]
     fn agrees_with_float64_at_edge_shapes() {
-        for (heads, head_dim, past, tokens) in
-            [(1, 1, 0, 1), (2, 32, 0, 2), (3, 64, 0, 130), (2, 64, 63, 1), (2, 64, 64, 5), (1, 80, 60, 9), (2, 128, 0, 65)]
-        {
+        for (heads, head_dim, past, tokens) in [
+            (1, 1, 0, 1),
+            (2, 32, 0, 2),
+            (3, 64, 0, 130),
+            (2, 64, 63, 1),
+            (2, 64, 64, 5),
+            (1, 80, 60, 9),
+            (2, 128, 0, 65),
+        ] {
             compare(heads, head_dim, past, tokens);
         }
     }
@@ -256,7 +297,11 @@ mod tests {
     #[test]
     fn one_token_at_a_time_gives_the_same_bits_as_all_at_once() {
         let (heads, head_dim, len) = (2, 64, 150);
-        let (q, k, v) = (wave(heads, len, head_dim, 3), wave(heads, len, head_dim, 1), wave(heads, len, head_dim, 2));
+        let (q, k, v) = (
+            wave(heads, len, head_dim, 3),
+            wave(heads, len, head_dim, 1),
+            wave(heads, len, head_dim, 2),
+        );
         let mut cache = KvCache::new(&config(heads, head_dim));
         cache.layer_mut(0).store(0, k.view(), v.view());
         let run = |q: ArrayView3<'_, f32>, len: usize| {
@@ -267,7 +312,10 @@ mod tests {
         let whole = run(q.view(), len);
         for t in 0..len {
             let one = q.slice(s![.., t..t + 1, ..]).as_standard_layout().into_owned();
-            assert!(run(one.view(), t + 1).index_axis(Axis(1), 0) == whole.index_axis(Axis(1), t), "token {t}");
+            assert!(
+                run(one.view(), t + 1).index_axis(Axis(1), 0) == whole.index_axis(Axis(1), t),
+                "token {t}"
+            );
         }
     }
 

@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn an_outlier_channel_does_not_drown_the_others() {
-        let x: Vec<f32> = (0..768).map(|i| if i == 138 { 3000.0 } else { (i as f32).sin() }).collect();
+        let x: Vec<f32> =
+            (0..768).map(|i| if i == 138 { 3000.0 } else { (i as f32).sin() }).collect();
         let mean = x.iter().map(|&v| v as f64).sum::<f64>() / 768.0;
         let variance = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / 768.0;
         let out = same_at_every_level(|| {
@@ -91,6 +92,9 @@ mod tests {
             let out = layer_norm(x.view(), &vec![1.0; width], &vec![0.0; width], 1e-5);
             assert!(out.rows().into_iter().all(|row| row.sum().abs() < 1e-4), "{width}");
         }
-        assert_eq!(layer_norm(Array2::zeros((0, 4)).view(), &[1.0; 4], &[0.0; 4], 1e-5).dim(), (0, 4));
+        assert_eq!(
+            layer_norm(Array2::zeros((0, 4)).view(), &[1.0; 4], &[0.0; 4], 1e-5).dim(),
+            (0, 4)
+        );
     }
 }

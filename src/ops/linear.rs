@@ -39,7 +39,13 @@ const BLOCK_TOKENS: usize = 128;
 pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32]) -> Array2<f32> {
     let (tokens, inputs) = x.dim();
     let outputs = weight.ncols();
-    assert_eq!((inputs, outputs), (weight.nrows(), bias.len()), "x {:?}, weight {:?}", x.dim(), weight.dim());
+    assert_eq!(
+        (inputs, outputs),
+        (weight.nrows(), bias.len()),
+        "x {:?}, weight {:?}",
+        x.dim(),
+        weight.dim()
+    );
     let mut out = Array2::zeros((tokens, outputs)); // [T, N]
     if tokens == 0 || outputs == 0 {
         return out;
@@ -49,7 +55,8 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32])
 
     // Each thread owns whole columns of the output, all tokens of them, so that a weight is read by
     // one thread only. One token: a few wide panels, read in long runs. More: panels to share out.
-    let threads = if worth_it(tokens * inputs * outputs) { rayon::current_num_threads() } else { 1 };
+    let threads =
+        if worth_it(tokens * inputs * outputs) { rayon::current_num_threads() } else { 1 };
     let panel = if tokens < TILE_TOKENS {
         outputs.div_ceil(threads).next_multiple_of(64)
     } else {
@@ -133,7 +140,13 @@ fn edges(
     for t in (begin..end).step_by(TILE_TOKENS) {
         let rows = TILE_TOKENS.min(end - t);
         let mut sums = vec![0.0; rows * width];
-        thin(&x[t * inputs..(t + rows) * inputs], &weight[first + from..], inputs, outputs, &mut sums);
+        thin(
+            &x[t * inputs..(t + rows) * inputs],
+            &weight[first + from..],
+            inputs,
+            outputs,
+            &mut sums,
+        );
         for (r, sums) in sums.chunks_exact(width).enumerate() {
             column(&mut out, t + r)[from..].copy_from_slice(sums);
         }
@@ -199,7 +212,8 @@ pub fn faer_keeps_the_order() -> bool {
     }
     *KEEPS.get_or_init(|| {
         let depths = [CHUNK, 2 * CHUNK + 65, 32];
-        let shapes = [(TILE_TOKENS, TILE_OUTPUTS), (BLOCK_TOKENS, TILE_OUTPUTS), (36, BLOCK_OUTPUTS)];
+        let shapes =
+            [(TILE_TOKENS, TILE_OUTPUTS), (BLOCK_TOKENS, TILE_OUTPUTS), (36, BLOCK_OUTPUTS)];
         shapes.into_iter().zip(depths).all(|((tokens, outputs), inputs)| {
             let x = noise(tokens * inputs, 1);
             let weight = noise(inputs * outputs, 2);
@@ -255,14 +269,18 @@ mod tests {
 
     #[test]
     fn every_shape_sums_in_the_stated_order() {
-        let shapes = [(1, 1), (3, 5), (7, 97), (64, 96), (128, 384), (257, 200), (260, 192), (600, 300)];
+        let shapes =
+            [(1, 1), (3, 5), (7, 97), (64, 96), (128, 384), (257, 200), (260, 192), (600, 300)];
         for (inputs, outputs) in shapes {
             let weight = random(inputs, outputs, 1);
             let bias = noise(outputs, 2);
             for tokens in [1, 2, 3, 4, 5, 9, 33] {
                 let x = random(tokens, inputs, 3);
                 let got = same_at_every_level(|| linear(x.view(), weight.view(), &bias));
-                assert!(got == by_definition(&x, &weight, &bias), "[{tokens}, {inputs}] [{inputs}, {outputs}]");
+                assert!(
+                    got == by_definition(&x, &weight, &bias),
+                    "[{tokens}, {inputs}] [{inputs}, {outputs}]"
+                );
             }
         }
     }

@@ -78,7 +78,8 @@ fn dot<const R: usize>(x: [&[f32]; R], row: &[f32]) -> [f32; R] {
     let (pieces, rest) = row.as_chunks::<LANES>();
     for (i, piece) in pieces.iter().enumerate() {
         for r in 0..R {
-            let x: &[f32; LANES] = x[r][i * LANES..][..LANES].try_into().expect("as long as the row");
+            let x: &[f32; LANES] =
+                x[r][i * LANES..][..LANES].try_into().expect("as long as the row");
             for lane in 0..LANES {
                 lanes[r][lane] = x[lane].mul_add(piece[lane], lanes[r][lane]);
             }
