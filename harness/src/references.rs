@@ -1,5 +1,6 @@
 //! The references that the harness knows: what `refs/<name>/ref.toml` says of each.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,7 +11,6 @@ use crate::assets;
 
 /// A pinned reference implementation, as its `ref.toml` describes it.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Reference {
     /// The name in reports and on the command line: `hf`, `tinygrad`, `candle`.
     pub name: String,
@@ -37,9 +37,9 @@ pub struct Reference {
     /// Python packages or crates that name the pins in one line; read from the lock where absent.
     #[serde(default)]
     pub shows: Vec<String>,
-    /// What beside its packages the adapter needs on the machine: `clang`.
+    /// Variables that the adapter gets.
     #[serde(default)]
-    pub needs: Vec<String>,
+    pub env: BTreeMap<String, String>,
     /// Left out of `run` unless it is asked for by name (a test double, not a reference).
     #[serde(default)]
     pub hidden: bool,

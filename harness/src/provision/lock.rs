@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fs4::FileExt;
@@ -35,6 +35,8 @@ pub struct BuildLock {
 impl BuildLock {
     /// Waits for the lock. `on_wait` is called once, when another process has it.
     pub fn acquire(dir: &Path, on_wait: impl FnOnce()) -> io::Result<Self> {
+        // Who builds doesn't use: or a process that finds its environment broken waits for itself.
+        held().retain(|(path, _)| path != dir);
         let file = open(dir)?;
         let mut on_wait = Some(on_wait);
         loop {
@@ -70,10 +72,15 @@ impl Drop for BuildLock {
     }
 }
 
+/// The folders that this process uses, with their shared locks.
+fn held() -> MutexGuard<'static, Vec<(PathBuf, File)>> {
+    static HELD: Mutex<Vec<(PathBuf, File)>> = Mutex::new(Vec::new());
+    HELD.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// Marks a folder as in use until this process ends.
 pub fn hold(dir: &Path) -> io::Result<()> {
-    static HELD: Mutex<Vec<(PathBuf, File)>> = Mutex::new(Vec::new());
-    let mut held = HELD.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut held = held();
     if held.iter().any(|(path, _)| path == dir) {
         return Ok(());
     }

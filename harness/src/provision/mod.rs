@@ -2,19 +2,47 @@
 //! own engine built from the checkout that it belongs to.
 //!
 //! What is made lies in the cache under a name that holds the hash of its pins, and counts as made
-//! when its stamp is there, which is written last. One process builds, others wait (`lock`). Once
-//! made, nothing here needs a network; with [`ProvisionOptions::offline`] nothing here tries one.
+//! when its stamp is there, which is written last. (A stamp and not a rename at the end: the
+//! scripts of a virtual environment hold its path.) One process builds, others wait (`lock`); what
+//! was half-made by a process that was killed is made anew. Once made, nothing here needs a
+//! network; with [`ProvisionOptions::offline`] nothing here tries one.
 //!
-//! Reading order: [`ensure`], `python` and `cargo` (the two kinds of reference), `uv`, `compiler`
-//! (tinygrad's), `engine`, `disk`, `stamp`, then what looks after the cache: `status`, `doctor`,
-//! `prune`.
+//! ```text
+//! <cache>/envs/hf-<hash of the lock file>-py3.11/   a virtual environment
+//! <cache>/envs/candle-<hash of its sources>/        a program built by cargo
+//! <cache>/build/candle-<hash of Cargo.lock>/        cargo's build folder for it
+//! <cache>/adapters/<hash>/                          the adapters' sources, extracted
+//! <cache>/uv/<version>/, <cache>/uv/cache/          uv, where the machine has none
+//! ```
+//!
+//! Reading order: [`ensure`], `python` and `cargo` (the two kinds of reference), `uv`, [`engine`],
+//! `pins`, `find`, [`disk`], `stamp`, [`lock`], then what looks after the cache: [`status`],
+//! [`doctor`], [`prune`].
 
+mod cargo;
+pub mod disk;
+pub mod doctor;
+pub mod engine;
+mod find;
 pub mod lock;
+pub mod pins;
+mod progress;
+pub mod prune;
+mod python;
+mod stamp;
+pub mod status;
+mod uv;
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::references::Reference;
-use crate::supervise::AdapterCommand;
+use crate::assets;
+use crate::references::{Kind, Reference};
+use crate::supervise::{AdapterCommand, Limits, Session};
+
+pub use engine::engine_command;
 
 /// How far provisioning may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +53,12 @@ pub struct ProvisionOptions {
     pub quiet: bool,
     /// Whether what is missing may be installed at all; if not, it is reported as missing.
     pub allow: bool,
+}
+
+impl Default for ProvisionOptions {
+    fn default() -> Self {
+        Self { offline: false, quiet: false, allow: true }
+    }
 }
 
 /// Something that can't run here and now.
@@ -43,3 +77,113 @@ impl fmt::Display for Missing {
 }
 
 impl std::error::Error for Missing {}
+
+/// The command that runs a reference, which is installed first where it isn't yet.
+///
+/// What is done is told on stderr beforehand, with sizes. The environment stays in use (isn't
+/// pruned) until this process ends.
+pub fn ensure(
+    reference: &Reference,
+    variant: Option<&str>,
+    options: &ProvisionOptions,
+) -> Result<AdapterCommand, Missing> {
+    Provisioner::new(*options).ensure(reference, variant)
+}
+
+/// Where things come from and where they go. [`ensure`] is this with the real ones; tests have
+/// caches, pins and disks of their own.
+#[derive(Debug, Clone)]
+pub struct Provisioner {
+    pub options: ProvisionOptions,
+    /// Where environments are made.
+    pub cache: PathBuf,
+    /// Where `uv` is looked for and installed.
+    pub shared_cache: PathBuf,
+    /// A folder with `refs/` and `adapters/` in place of the embedded ones.
+    pub sources: Option<PathBuf>,
+    /// A `uv` in place of the one that is found or installed.
+    pub uv: Option<PathBuf>,
+    /// [`disk::free_space`].
+    pub free_space: fn(&Path) -> io::Result<u64>,
+}
+
+impl Provisioner {
+    pub fn new(options: ProvisionOptions) -> Self {
+        let cache = llorch_models::cache_dir();
+        Self { options, shared_cache: cache.clone(), cache, sources: None, uv: None, free_space: disk::free_space }
+    }
+
+    pub fn ensure(&self, reference: &Reference, variant: Option<&str>) -> Result<AdapterCommand, Missing> {
+        let mut command = match reference.kind {
+            Kind::Python => python::ensure(self, reference)?,
+            Kind::Cargo => cargo::ensure(self, reference)?,
+        };
+        for (key, value) in &reference.env {
+            command = command.env(key, value);
+        }
+        if let Some(variant) = variant {
+            command.name = format!("{}:{variant}", reference.name);
+            command = command.args(["--variant", variant]);
+        }
+        Ok(command)
+    }
+
+    /// The command of a reference that is installed already.
+    pub fn installed(&self, reference: &Reference) -> Option<AdapterCommand> {
+        let options = ProvisionOptions { allow: false, quiet: true, ..self.options };
+        Self { options, ..self.clone() }.ensure(reference, None).ok()
+    }
+
+    pub(crate) fn envs(&self) -> PathBuf {
+        self.cache.join("envs")
+    }
+
+    fn bytes(&self, path: &str) -> Option<Cow<'static, [u8]>> {
+        match &self.sources {
+            Some(root) => std::fs::read(root.join(path)).ok().map(Cow::Owned),
+            None => assets::get(path),
+        }
+    }
+
+    pub(crate) fn text(&self, path: &str) -> Option<String> {
+        String::from_utf8(self.bytes(path)?.into_owned()).ok()
+    }
+
+    /// The folder that holds `adapters/…` on disk.
+    fn adapters(&self) -> io::Result<PathBuf> {
+        match &self.sources {
+            Some(root) => std::path::absolute(root),
+            None => assets::extract(),
+        }
+    }
+
+    /// Refuses where installing is forbidden.
+    fn may_install(&self, reference: &Reference) -> Result<(), Missing> {
+        let name = &reference.name;
+        let reason = match self.options {
+            ProvisionOptions { allow: false, .. } => format!("{name} isn't installed"),
+            ProvisionOptions { offline: true, .. } => format!("{name} isn't installed, and --offline forbids to fetch it"),
+            _ => return Ok(()),
+        };
+        Err(Missing { reason, mend: setup_command(name) })
+    }
+}
+
+/// The command that installs a reference.
+pub(crate) fn setup_command(name: &str) -> String {
+    format!("llorch-diff adapters setup {name}")
+}
+
+/// Starts a freshly made adapter and greets it: what doesn't say hello isn't installed well. Also
+/// warms Python's bytecode cache, so that the first run doesn't pay for it.
+pub(crate) fn say_hello(command: &AdapterCommand) -> Result<String, crate::supervise::Failure> {
+    let file = tempfile::NamedTempFile::new().map_err(|error| crate::supervise::Failure {
+        kind: crate::supervise::FailureKind::Spawn,
+        message: format!("failed to make a temporary file: {error}"),
+        stderr_tail: String::new(),
+    })?;
+    let session = Session::start(command, &Limits::default(), file.path())?;
+    let version = session.hello().version.clone();
+    session.finish();
+    Ok(version)
+}

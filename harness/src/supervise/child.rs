@@ -1,9 +1,9 @@
 //! One running process: started with its own group, watched, and ended for certain.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::command::{AdapterCommand, SCRUBBED};
@@ -185,13 +185,14 @@ fn exit_state(output: &std::process::Output) -> Option<ExitState> {
 
 /// A path with a slash means that file, seen from our own working directory even where the child
 /// gets another; a bare name is looked up on PATH.
-fn resolve(command: &AdapterCommand) -> io::Result<PathBuf> {
+fn resolve(command: &AdapterCommand) -> io::Result<OsString> {
     let program = &command.program;
     if program.as_os_str().is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "no program is named"));
     }
     if program.is_relative() && program.components().count() > 1 {
-        return std::path::absolute(program);
+        return Ok(std::path::absolute(program)?.into_os_string());
     }
-    Ok(program.clone())
+    // Not as a path: duct would take that for a file in the working directory.
+    Ok(program.clone().into_os_string())
 }

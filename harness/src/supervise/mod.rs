@@ -35,6 +35,7 @@ mod tool;
 
 pub use child::{ExitState, Forced};
 pub use command::{AdapterCommand, CommandError};
+pub(crate) use failure::human_time;
 pub use failure::{Failure, FailureKind};
 pub use group::{group_is_empty, live_groups};
 pub use interrupt::{interrupted, on_interrupt, remove_on_interrupt, Cleanup};

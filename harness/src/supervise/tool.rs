@@ -91,7 +91,7 @@ pub fn run_tool_with(
     let began = Instant::now();
     let mut next_tick = Duration::from_secs(1);
     let mut stdout = String::new();
-    let mut tail: Vec<String> = Vec::new();
+    let mut tails: [Vec<String>; 2] = Default::default();
     let mut open = [true, true];
     let mut quiet_since_exit = None;
     loop {
@@ -116,6 +116,7 @@ pub fn run_tool_with(
                 stdout.push_str(&text);
                 stdout.push('\n');
             }
+            let tail = &mut tails[index];
             if tail.len() == TAIL_LINES {
                 tail.remove(0);
             }
@@ -135,7 +136,7 @@ pub fn run_tool_with(
         if elapsed > timeout {
             child.stop(Duration::from_secs(5));
             let message = format!("{name} didn't end within {}", human_time(timeout));
-            return Err(fail(ToolFailureKind::Timeout, message, tail.join("\n")));
+            return Err(fail(ToolFailureKind::Timeout, message, telling(&tails)));
         }
         if heard {
             continue;
@@ -157,8 +158,14 @@ pub fn run_tool_with(
         if exit.success() {
             return Ok(ToolOutput { stdout, seconds: elapsed.as_secs_f64() });
         }
-        return Err(fail(ToolFailureKind::Exit(exit), format!("{name} failed ({exit})"), tail.join("\n")));
+        return Err(fail(ToolFailureKind::Exit(exit), format!("{name} failed ({exit})"), telling(&tails)));
     }
+}
+
+/// The end of stderr, where reasons are given; of stdout where stderr is silent. (Their lines can't
+/// be put in order: they come through two pipes.)
+fn telling([stdout, stderr]: &[Vec<String>; 2]) -> String {
+    if stderr.is_empty() { stdout } else { stderr }.join("\n")
 }
 
 fn open_log(path: &Path, command: &AdapterCommand) -> std::io::Result<File> {
@@ -184,3 +191,15 @@ impl fmt::Display for ToolFailure {
 }
 
 impl std::error::Error for ToolFailure {}
+
+impl ToolFailure {
+    /// In one sentence: the message and the last line of the output that says anything.
+    pub fn brief(&self) -> String {
+        let last = self.tail.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        let log = self.log.as_ref().map(|path| format!(" (all of it: {})", path.display())).unwrap_or_default();
+        match last {
+            Some(line) => format!("{}: {line}{log}", self.message),
+            None => format!("{}{log}", self.message),
+        }
+    }
+}

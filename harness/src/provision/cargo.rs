@@ -1,0 +1,152 @@
+//! Cargo references: a Rust package with its own lock file, built from the extracted sources.
+//!
+//! The build folder is shared by all versions of the sources that have the same `Cargo.lock`, so a
+//! change to an adapter recompiles the adapter and not Candle.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use llorch_trace::hash::sha256_bytes;
+
+use super::disk::human_bytes;
+use super::lock::{self, BuildLock};
+use super::progress::Progress;
+use super::{Missing, Provisioner, disk, find, pins, say_hello, setup_command, stamp};
+use crate::assets;
+use crate::references::Reference;
+use crate::supervise::{AdapterCommand, ToolEvent, remove_on_interrupt, run_tool_with};
+
+const BUILD_LIMIT: Duration = Duration::from_secs(2 * 3600);
+
+pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result<AdapterCommand, Missing> {
+    let env = provisioner.envs().join(env_name(reference));
+    let program = env.join(program_name(reference));
+    if is_whole(&env, reference) {
+        return command(reference, &env, &program);
+    }
+    provisioner.may_install(reference)?;
+    let name = &reference.name;
+    let mut progress = Progress::new(name, provisioner.options.quiet);
+    let cargo = cargo_program()?;
+    let built = {
+        // One lock for the build folder: another version of the sources may build there too.
+        let target = target_dir(provisioner, reference);
+        let locked = BuildLock::acquire(&target, || progress.say("waiting for another llorch-diff that builds it"));
+        let _lock = locked.map_err(|error| failed(name, format!("failed to lock {}: {error}", target.display())))?;
+        if is_whole(&env, reference) {
+            false
+        } else {
+            build(provisioner, reference, &cargo, &target, &env, &mut progress)?;
+            true
+        }
+    };
+    let command = command(reference, &env, &program)?;
+    if built {
+        match say_hello(&command) {
+            Ok(version) => progress.say(&format!("ready: {version}")),
+            Err(failure) => return Err(failed(name, format!("it was built but doesn't start: {failure}"))),
+        }
+    }
+    Ok(command)
+}
+
+pub(super) fn is_whole(env: &Path, reference: &Reference) -> bool {
+    stamp::read(env).is_some() && find::is_executable(&env.join(program_name(reference)))
+}
+
+/// `candle-0123456789abcdef`: the hash of everything that it is built from.
+pub(super) fn env_name(reference: &Reference) -> String {
+    let sources = format!("adapters/{}/", reference.entry);
+    format!("{}-{}", reference.name, assets::fingerprint(&[&sources, "harness/trace/"]))
+}
+
+pub(super) fn target_name(provisioner: &Provisioner, reference: &Reference) -> String {
+    let lock = provisioner.bytes(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default();
+    format!("{}-{}", reference.name, &sha256_bytes(&lock)[..16])
+}
+
+fn target_dir(provisioner: &Provisioner, reference: &Reference) -> PathBuf {
+    provisioner.cache.join("build").join(target_name(provisioner, reference))
+}
+
+fn program_name(reference: &Reference) -> String {
+    format!("llorch-adapter-{}", reference.entry)
+}
+
+/// cargo: the one that runs us, else the one on PATH.
+pub(super) fn cargo_program() -> Result<PathBuf, Missing> {
+    let running = std::env::var_os("CARGO").map(PathBuf::from).filter(|path| find::is_executable(path));
+    running.or_else(|| find::on_path("cargo")).ok_or_else(|| Missing {
+        reason: "cargo isn't on PATH".into(),
+        mend: "install Rust (https://rustup.rs)".into(),
+    })
+}
+
+fn build(
+    provisioner: &Provisioner,
+    reference: &Reference,
+    cargo: &Path,
+    target: &Path,
+    env: &Path,
+    progress: &mut Progress,
+) -> Result<(), Missing> {
+    let name = &reference.name;
+    let io = |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
+    disk::check(name, reference.disk_mb, target, provisioner.free_space)?;
+    let text = |path: &str| provisioner.text(path);
+    let shown = pins::telling(reference, &text).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let packages = pins::count_cargo(&text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default());
+    progress.say(&format!(
+        "building its adapter on {shown}: up to {packages} packages, about {} to download, {} on disk, in {}",
+        human_bytes(reference.download_mb * 1_000_000),
+        human_bytes(reference.disk_mb * 1_000_000),
+        target.display()
+    ));
+    let root = provisioner.adapters().map_err(io)?;
+    let package = root.join("adapters").join(&reference.entry);
+    let began = Instant::now();
+    let command = AdapterCommand::new("cargo build", cargo)
+        .args(["build", "--release", "--locked", "--bins", "--target-dir"])
+        .arg(target.to_string_lossy())
+        .env("CARGO_TERM_COLOR", "never")
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+        // So that no cargo settings of the current folder take part.
+        .cwd(&package);
+    let log = target.with_extension("log");
+    let mut compiled = 0;
+    let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
+        ToolEvent::Line(line) => compiled += usize::from(line.trim_start().starts_with("Compiling ")),
+        ToolEvent::Tick(elapsed) => progress.tick(&format!("{compiled} packages compiled"), elapsed),
+    });
+    outcome.map_err(|failure| failed(name, failure.brief()))?;
+
+    let program = built_program(target, &program_name(reference))
+        .ok_or_else(|| failed(name, format!("cargo built no {} in {}", program_name(reference), target.display())))?;
+    let _cleanup = remove_on_interrupt(env);
+    if env.exists() {
+        std::fs::remove_dir_all(env).map_err(io)?;
+    }
+    std::fs::create_dir_all(env).map_err(io)?;
+    std::fs::copy(&program, env.join(program_name(reference))).map_err(io)?;
+    stamp::write(env, began.elapsed().as_secs_f64()).map_err(io)?;
+    progress.say(&format!("built in {:.0} s", began.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// `<target>/release/<name>`, or below the triple of somebody whose cargo settings name one.
+fn built_program(target: &Path, name: &str) -> Option<PathBuf> {
+    let plain = target.join("release").join(name);
+    let entries = std::fs::read_dir(target).ok()?.flatten();
+    let crossed = entries.map(|entry| entry.path().join("release").join(name));
+    std::iter::once(plain).chain(crossed).find(|path| find::is_executable(path))
+}
+
+fn command(reference: &Reference, env: &Path, program: &Path) -> Result<AdapterCommand, Missing> {
+    let name = &reference.name;
+    lock::hold(env).map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
+    Ok(AdapterCommand::new(name, program))
+}
+
+fn failed(name: &str, reason: String) -> Missing {
+    Missing { reason: format!("{name} can't be built: {reason}"), mend: setup_command(name) }
+}

@@ -1,0 +1,181 @@
+//! Python references: a virtual environment made by `uv` from a lock file with hashes.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use llorch_trace::hash::sha256_bytes;
+
+use super::disk::human_bytes;
+use super::find::{self, Python};
+use super::lock::{self, BuildLock};
+use super::progress::Progress;
+use super::{Missing, Provisioner, disk, pins, say_hello, setup_command, stamp, uv};
+use crate::references::Reference;
+use crate::supervise::{AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with};
+
+/// A download of gigabytes over a slow line, but not for ever.
+const INSTALL_LIMIT: Duration = Duration::from_secs(2 * 3600);
+
+pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result<AdapterCommand, Missing> {
+    if let Some(env) = ready(provisioner, reference) {
+        return command(provisioner, reference, &env);
+    }
+    provisioner.may_install(reference)?;
+    let name = &reference.name;
+    let python = find::python(reference.python.as_deref().unwrap_or("3.11"))?;
+    let mut progress = Progress::new(name, provisioner.options.quiet);
+    let env = env_dir(provisioner, reference, &python)?;
+
+    let built = {
+        let locked = BuildLock::acquire(&env, || progress.say("waiting for another llorch-diff that installs it"));
+        let _lock = locked.map_err(|error| failed(name, format!("failed to lock {}: {error}", env.display())))?;
+        // Another process may have made it while this one waited.
+        match ready(provisioner, reference) {
+            Some(_) => false,
+            None => {
+                build(provisioner, reference, &python, &env, &mut progress)?;
+                true
+            }
+        }
+    };
+    let command = command(provisioner, reference, &env)?;
+    if built {
+        greet(reference, &command, &mut progress)?;
+    }
+    Ok(command)
+}
+
+/// An environment for these pins that was made to its end and whose interpreter is still there,
+/// whichever Python made it. It is in use from here on.
+pub(super) fn ready(provisioner: &Provisioner, reference: &Reference) -> Option<PathBuf> {
+    let prefix = env_prefix(provisioner, reference)?;
+    let entries = std::fs::read_dir(provisioner.envs()).ok()?.flatten();
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .filter(|path| is_whole(path))
+        .collect();
+    found.sort();
+    found.into_iter().next()
+}
+
+fn is_whole(env: &Path) -> bool {
+    // The interpreter is a link to the machine's, which may have been removed or replaced.
+    stamp::read(env).is_some() && find::is_executable(&interpreter(env))
+}
+
+fn interpreter(env: &Path) -> PathBuf {
+    env.join("bin/python")
+}
+
+/// `hf-0123456789abcdef-py`: what the names of all environments for these pins begin with.
+pub(super) fn env_prefix(provisioner: &Provisioner, reference: &Reference) -> Option<String> {
+    let lock = provisioner.bytes(&lock_file(reference)?)?;
+    Some(format!("{}-{}-py", reference.name, &sha256_bytes(&lock)[..16]))
+}
+
+fn lock_file(reference: &Reference) -> Option<String> {
+    Some(format!("refs/{}/{}", reference.name, reference.requirements.as_deref()?))
+}
+
+fn env_dir(provisioner: &Provisioner, reference: &Reference, python: &Python) -> Result<PathBuf, Missing> {
+    let prefix = env_prefix(provisioner, reference)
+        .ok_or_else(|| failed(&reference.name, "its lock file isn't there".into()))?;
+    Ok(provisioner.envs().join(format!("{prefix}{}", python.version())))
+}
+
+fn build(
+    provisioner: &Provisioner,
+    reference: &Reference,
+    python: &Python,
+    env: &Path,
+    progress: &mut Progress,
+) -> Result<(), Missing> {
+    let name = &reference.name;
+    disk::check(name, reference.disk_mb, env, provisioner.free_space)?;
+    let shown = pins::telling(reference, &|path| provisioner.text(path));
+    let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    progress.say(&format!(
+        "installing {shown} for Python {}: about {} to download, {} on disk, in {}",
+        python.version(),
+        human_bytes(reference.download_mb * 1_000_000),
+        human_bytes(reference.disk_mb * 1_000_000),
+        env.display()
+    ));
+    let uv = uv::ensure(provisioner, &python.path, progress)?;
+
+    let began = Instant::now();
+    let _cleanup = remove_on_interrupt(env);
+    let io = |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
+    if env.exists() {
+        progress.say("removing what an interrupted installation left");
+        std::fs::remove_dir_all(env).map_err(io)?;
+    }
+    let log = env.with_extension("log");
+    let _ = std::fs::remove_file(&log);
+    let mut run = |command: AdapterCommand, what: &str| {
+        let outcome = run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| match event {
+            ToolEvent::Line(_) => {}
+            ToolEvent::Tick(elapsed) => progress.tick(what, elapsed),
+        });
+        outcome.map_err(|failure: ToolFailure| {
+            let _ = std::fs::remove_dir_all(env);
+            failed(name, failure.brief())
+        })
+    };
+    let venv = uv.command("uv venv").args(["venv", "--quiet", "--python"]).arg(python.path.to_string_lossy());
+    run(venv.arg(env.to_string_lossy()), "making the virtual environment")?;
+    // The lock file lies in the environment: a record of what it was made from. uv runs there too,
+    // so that no project of the current folder adds settings of its own.
+    let lock = env.join("requirements.lock");
+    let text = lock_file(reference).and_then(|path| provisioner.bytes(&path)).unwrap_or_default();
+    std::fs::write(&lock, text).map_err(io)?;
+    let install = uv
+        .command("uv pip install")
+        .args(["pip", "install", "--require-hashes", "--no-deps", "--python"])
+        .arg(interpreter(env).to_string_lossy())
+        .arg("-r")
+        .arg(lock.to_string_lossy())
+        .cwd(env);
+    run(install, "downloading and installing")?;
+    stamp::write(env, began.elapsed().as_secs_f64()).map_err(io)
+}
+
+/// Says how it went, with the size and the time.
+fn greet(reference: &Reference, command: &AdapterCommand, progress: &mut Progress) -> Result<(), Missing> {
+    let began = Instant::now();
+    progress.say("installed; starting it for the first time");
+    match say_hello(command) {
+        Ok(version) => {
+            progress.say(&format!("ready: {version} (first start {:.1} s)", began.elapsed().as_secs_f64()));
+            Ok(())
+        }
+        Err(failure) => Err(Missing {
+            reason: format!("{} was installed but doesn't start: {failure}", reference.name),
+            mend: "llorch-diff adapters doctor".into(),
+        }),
+    }
+}
+
+fn command(provisioner: &Provisioner, reference: &Reference, env: &Path) -> Result<AdapterCommand, Missing> {
+    let name = &reference.name;
+    lock::hold(env).map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
+    let root = provisioner
+        .adapters()
+        .map_err(|error| failed(name, format!("failed to write the adapters to the cache: {error}")))?;
+    let script = root.join("adapters/python").join(&reference.entry);
+    Ok(AdapterCommand::new(name, interpreter(env))
+        .arg("-u")
+        .arg(script.to_string_lossy())
+        .env("PYTHONNOUSERSITE", "1")
+        .env("PYTHONUTF8", "1")
+        // Set in many containers; without bytecode each start of transformers compiles it anew.
+        .env("PYTHONDONTWRITEBYTECODE", "")
+        // Nothing that an adapter does may reach for the network: the model is on disk.
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HUB_DISABLE_TELEMETRY", "1"))
+}
+
+fn failed(name: &str, reason: String) -> Missing {
+    Missing { reason: format!("{name} can't be installed: {reason}"), mend: setup_command(name) }
+}
