@@ -1,0 +1,204 @@
+//! Rows of every pair of sides: what both have is compared, what one lacks is listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llorch_trace::{Point, Stage};
+
+use super::diagnose::{Labelled, counts, explain};
+use super::side::{Key, Side};
+use super::source::SourceError;
+use crate::compare::{Comparison, Numbers, Tolerance, compare, excerpt};
+use crate::judge::point_tolerance;
+use crate::result::{Row, RowKind, Unchecked, UncheckedKind, Verdict};
+
+/// Failing rows whose content is held against every other tensor; those after the first few follow
+/// from them.
+const EXPLAINED: usize = 40;
+
+/// Elements around the worst one that a FAIL shows.
+const SHOWN_ON_FAIL: usize = 8;
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Instead of each point's own.
+    pub tolerance: Option<f64>,
+    /// Elements to show in each row.
+    pub values: usize,
+}
+
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub rows: Vec<Row>,
+    pub unchecked: Vec<Unchecked>,
+}
+
+/// Compares `sides[a]` with `sides[b]`.
+pub fn pair(a: &Side, b: &Side, options: Options, outcome: &mut Outcome) -> Result<(), SourceError> {
+    let keys: BTreeSet<&Key> = a.points.keys().chain(b.points.keys()).collect();
+    let mut only: BTreeMap<(&str, Stage), BTreeSet<&Key>> = BTreeMap::new();
+    let mut explained = 0;
+    for key in keys {
+        let (x, y) = match (a.tensor(key), b.tensor(key)) {
+            (Some(x), Some(y)) => (Numbers::of(&x?), Numbers::of(&y?)),
+            (x, _) => {
+                let holder = if x.is_some() { &a.name } else { &b.name };
+                only.entry((holder, key.point.stage)).or_default().insert(key);
+                continue;
+            }
+        };
+        let mut row = row(key, a, b, &x, &y, options)?;
+        if row.verdict == Verdict::Fail && explained < EXPLAINED {
+            explained += 1;
+            let (x, y) = (Labelled { side: a, numbers: &x }, Labelled { side: b, numbers: &y });
+            if let Some(sentence) = explain(key, x, y) {
+                row.reason = format!("{}: {sentence}", row.reason);
+            }
+        }
+        outcome.rows.push(row);
+    }
+    for ((holder, _), keys) in only {
+        let lacking = if holder == a.name { &b.name } else { &a.name };
+        outcome.unchecked.push(Unchecked {
+            what: fold(&keys),
+            kind: UncheckedKind::Unsupported,
+            reason: format!("only in {holder}; {lacking} has no such tensor"),
+        });
+    }
+    Ok(())
+}
+
+/// Many layers, steps and cases of one stage in a few words.
+fn fold(keys: &BTreeSet<&Key>) -> String {
+    let count = |what: BTreeSet<String>, one: &str| match what.len() {
+        0 | 1 => String::new(),
+        n => format!(", {n} {one}s"),
+    };
+    let Some(first) = keys.first() else { return String::new() };
+    let layers: BTreeSet<String> =
+        keys.iter().filter_map(|k| k.point.layer).map(|l| l.to_string()).collect();
+    let name = if layers.len() > 1 { pattern(first.point) } else { first.point.to_string() };
+    let steps = keys.iter().map(|k| k.step.to_string()).collect();
+    let cases = keys.iter().map(|k| k.case.clone()).collect();
+    let (layers, steps, cases) = (count(layers, "layer"), count(steps, "step"), count(cases, "case"));
+    format!("{name}{layers}{steps}{cases}")
+}
+
+/// `h.*.attn.q` for `h.3.attn.q`.
+pub fn pattern(point: Point) -> String {
+    match point.layer {
+        Some(layer) => point.to_string().replacen(&layer.to_string(), "*", 1),
+        None => point.to_string(),
+    }
+}
+
+fn row(key: &Key, a: &Side, b: &Side, x: &Numbers, y: &Numbers, options: Options) -> Result<Row, SourceError> {
+    let compared = match (options.tolerance, key.point.stage, point_tolerance(key.point)) {
+        (Some(t), ..) if !key.point.is_integer() => {
+            compare(x, y, if t == 0.0 { Tolerance::Exact } else { Tolerance::Mixed(t) }, counts(key, &x.shape))
+        }
+        (_, Stage::NextProbs, t) => {
+            let delta = logits_difference(key, a, b)?.unwrap_or(0.0);
+            let p = |i: usize| x.values[i].abs().max(y.values[i].abs());
+            compare(x, y, Tolerance::Absolute(&|i| t + 2.0 * p(i) * delta), |_| true)
+        }
+        (_, _, 0.0) => compare(x, y, Tolerance::Exact, |_| true),
+        (_, _, t) => compare(x, y, Tolerance::Mixed(t), counts(key, &x.shape)),
+    };
+    let mut row = Row {
+        case: key.case.clone(),
+        step: key.step,
+        checkpoint: key.point.checkpoint().number,
+        point: key.point,
+        layer: key.point.layer,
+        kind: RowKind::Pair,
+        a: a.name.clone(),
+        b: b.name.clone(),
+        metrics: None,
+        tolerance: options.tolerance.unwrap_or_else(|| point_tolerance(key.point)),
+        verdict: Verdict::Fail,
+        reason: String::new(),
+        excerpt: None,
+    };
+    let compared = match compared {
+        Ok(compared) => compared,
+        Err(shapes) => {
+            row.reason = shapes;
+            return Ok(row);
+        }
+    };
+    row.tolerance = compared.tolerance;
+    if compared.within() {
+        row.verdict = Verdict::Pass;
+    } else {
+        row.reason = exceeding(&compared, a, b);
+        if key.point.stage == Stage::Argmax {
+            excuse_near_tie(key, a, b, &mut row)?;
+        }
+    }
+    row.excerpt = match (row.verdict, options.values) {
+        (_, n) if n > 0 => Some(excerpt(x, y, 0, 0, n)),
+        (Verdict::Fail, _) => {
+            Some(excerpt(x, y, compared.worst, SHOWN_ON_FAIL / 2, SHOWN_ON_FAIL))
+        }
+        _ => None,
+    };
+    row.metrics = Some(compared.metrics);
+    Ok(row)
+}
+
+fn exceeding(c: &Comparison, a: &Side, b: &Side) -> String {
+    match c.non_finite {
+        [0, 0] => format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total),
+        [_, 0] => format!("{} has values that are not finite", a.name),
+        [0, _] => format!("{} has values that are not finite", b.name),
+        _ => format!("{} and {} have values that are not finite", a.name, b.name),
+    }
+}
+
+/// Both sides' logits of the last position, where both have them in one form.
+fn last_logits(key: &Key, a: &Side, b: &Side) -> Result<Option<(Numbers, Numbers)>, SourceError> {
+    let of = |side: &Side| -> Result<Option<Numbers>, SourceError> {
+        let at = |stage| Key { point: Point::new(stage), ..key.clone() };
+        if let Some(last) = side.tensor(&at(Stage::LogitsLast)) {
+            return Ok(Some(Numbers::of(&last?)));
+        }
+        let all = side.tensor(&at(Stage::Logits)).transpose()?;
+        Ok(all.and_then(|all| Numbers::of(&all).last_row()))
+    };
+    Ok(of(a)?.zip(of(b)?).filter(|(x, y)| x.shape == y.shape))
+}
+
+/// Δ of the probabilities' tolerance, capped by what the logits themselves may differ by.
+fn logits_difference(key: &Key, a: &Side, b: &Side) -> Result<Option<f64>, SourceError> {
+    let point = Point::new(Stage::LogitsLast);
+    Ok(last_logits(key, a, b)?.map(|(x, y)| {
+        let pairs = || x.values.iter().zip(&y.values);
+        let largest = pairs().fold(1f64, |m, (l, r)| m.max(l.abs()).max(r.abs()));
+        let delta = pairs().fold(0f64, |m, (l, r)| m.max((l - r).abs()));
+        delta.min(point_tolerance(point) * largest)
+    }))
+}
+
+/// Two tokens that are nearly equal in both sides' logits: a WARN, since no oracle is asked here.
+fn excuse_near_tie(key: &Key, a: &Side, b: &Side, row: &mut Row) -> Result<(), SourceError> {
+    let (Some(delta), Some((x, y))) = (logits_difference(key, a, b)?, last_logits(key, a, b)?) else {
+        return Ok(());
+    };
+    let chosen = |side: &Side| -> Result<Option<usize>, SourceError> {
+        let tensor = side.tensor(key).transpose()?;
+        Ok(tensor.filter(|t| t.len() == 1).map(|t| t.get(0) as usize))
+    };
+    let (Some(p), Some(q)) = (chosen(a)?, chosen(b)?) else { return Ok(()) };
+    let gap = |l: &Numbers| Some((l.values.get(p)? - l.values.get(q)?).abs());
+    let (Some(gap_a), Some(gap_b)) = (gap(&x), gap(&y)) else { return Ok(()) };
+    let gap = gap_a.max(gap_b);
+    if gap <= 2.0 * delta {
+        row.verdict = Verdict::Warn;
+        row.reason = format!(
+            "tokens {p} and {q} are {gap:.2e} apart and the logits differ by {delta:.2e}: too close to call"
+        );
+    } else {
+        row.reason = format!("tokens {p} and {q}, {gap:.2e} apart where the logits differ by {delta:.2e}");
+    }
+    Ok(())
+}

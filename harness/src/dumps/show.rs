@@ -1,0 +1,267 @@
+//! A comparison as text: a table, or Markdown.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use llorch_trace::Stage;
+
+use super::compare::{Compared, SourceRecord};
+use super::pairing::pattern;
+use crate::result::{Row, Verdict};
+
+/// Names listed of a source's tensors that have no place.
+const LISTED: usize = 6;
+
+/// Failing rows whose elements are shown.
+const ELEMENTS_SHOWN: usize = 3;
+
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // `| head` is no failure.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+pub fn text(compared: &Compared, all: bool, markdown: bool) -> String {
+    let mut out = String::new();
+    let bold = if markdown { "**" } else { "" };
+    let _ = writeln!(out, "{bold}{}{bold} {}", compared.verdict.name(), summary(compared));
+    out.push('\n');
+    for source in &compared.sources {
+        let _ = writeln!(
+            out,
+            "{}{}: {}, {} ({} of {} tensors compared)",
+            if markdown { "- " } else { "" },
+            source.name,
+            source.form,
+            source.path.display(),
+            source.compared,
+            source.tensors
+        );
+    }
+    out.push('\n');
+    if !compared.rows.is_empty() {
+        out += &table(compared, all, markdown);
+        out.push('\n');
+    }
+    out += &failures(compared);
+    for source in &compared.sources {
+        out += &notes(source, markdown);
+    }
+    if !compared.unchecked.is_empty() {
+        out.push_str("\nUNCHECKED\n");
+        for u in &compared.unchecked {
+            let _ = writeln!(out, "{}{}: {}", if markdown { "- " } else { "  " }, u.what, u.reason);
+        }
+    }
+    out
+}
+
+fn summary(compared: &Compared) -> String {
+    let nothing: Vec<&str> = compared
+        .sources
+        .iter()
+        .filter(|s| s.compared == 0)
+        .map(|s| s.name.as_str())
+        .collect();
+    let rows = &compared.rows;
+    let failed = rows.iter().filter(|r| r.verdict == Verdict::Fail).count();
+    let mut text = match (rows.iter().find(|r| r.verdict == Verdict::Fail), rows.len()) {
+        (Some(first), n) => format!(
+            "{failed} of {n} comparisons; the first in data-flow order is {} ({}–{})",
+            whereabouts(first),
+            first.a,
+            first.b
+        ),
+        (None, 0) => "nothing was compared".to_string(),
+        (None, n) => format!("{n} comparisons"),
+    };
+    if !nothing.is_empty() && !rows.is_empty() {
+        let _ = write!(text, "; nothing of {} could be compared", nothing.join(", "));
+    }
+    text
+}
+
+/// `h.3.attn.q, step 1, case hello`.
+fn whereabouts(row: &Row) -> String {
+    let mut text = row.point.to_string();
+    if row.step > 0 {
+        let _ = write!(text, ", step {}", row.step);
+    }
+    if !row.case.is_empty() {
+        let _ = write!(text, ", case {}", row.case);
+    }
+    text
+}
+
+/// One line of the table: the worst row, and how many there are like it.
+struct Line<'a> {
+    row: &'a Row,
+    places: usize,
+    failed: usize,
+}
+
+/// Rows of one stage and pair fold into the worst of them.
+fn lines(rows: &[Row], all: bool) -> Vec<Line<'_>> {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for row in rows {
+        let failed = usize::from(row.verdict == Verdict::Fail);
+        let same = |line: &&mut Line<'_>| {
+            line.row.point.stage == row.point.stage
+                && line.row.checkpoint == row.checkpoint
+                && (&line.row.a, &line.row.b) == (&row.a, &row.b)
+        };
+        match lines.iter_mut().find(same).filter(|_| !all) {
+            Some(line) => {
+                line.places += 1;
+                line.failed += failed;
+                if severity(row) > severity(line.row) {
+                    line.row = row;
+                }
+            }
+            None => lines.push(Line { row, places: 1, failed }),
+        }
+    }
+    // By checkpoint and stage, not by case: the first of each stage came with the first case.
+    lines.sort_by_key(|l| (l.row.checkpoint, l.row.point.stage));
+    lines
+}
+
+/// Verdict first, then how much of the tolerance is used.
+fn severity(row: &Row) -> (Verdict, f64) {
+    let used = row.metrics.as_ref().map_or(f64::INFINITY, |m| match m.max_abs {
+        Some(d) if row.tolerance > 0.0 => d / row.tolerance,
+        Some(d) => d,
+        None => f64::INFINITY,
+    });
+    (row.verdict, used)
+}
+
+fn table(compared: &Compared, all: bool, markdown: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_HORIZONTAL_ONLY });
+    if !markdown {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        if !std::io::stdout().is_terminal() {
+            table.set_width(120);
+        }
+    }
+    let place = if all { "step, case" } else { "worst at" };
+    table.set_header(["#", "point", "pair", place, "max |a−b|", "rel L2", "tolerance", "at", "verdict"]);
+    for line in lines(&compared.rows, all) {
+        let row = line.row;
+        let metric = |f: fn(&crate::result::Metrics) -> Option<f64>| match &row.metrics {
+            Some(m) => f(m).map_or("not finite".into(), figure),
+            None => "–".into(),
+        };
+        let folded = if line.places > 1 { pattern(row.point) } else { row.point.to_string() };
+        let place = match (all || line.places == 1, row.step) {
+            (true, 0) => row.case.clone(),
+            (true, step) => format!("step {step} {}", row.case),
+            (false, _) => format!("{} of {}", whereabouts(row), line.places),
+        };
+        let verdict = match line.failed {
+            n if n > 0 && line.places > 1 => format!("FAIL {n}/{}", line.places),
+            _ => row.verdict.name().to_string(),
+        };
+        table.add_row([
+            format!("{}", row.checkpoint),
+            folded,
+            format!("{}–{}", row.a, row.b),
+            place.trim().to_string(),
+            metric(|m| m.max_abs),
+            metric(|m| m.rel_l2),
+            tolerance(row),
+            row.metrics.as_ref().map_or(String::new(), |m| format!("{:?}", m.worst)),
+            verdict,
+        ]);
+    }
+    for column in [4, 5, 6] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn figure(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
+}
+
+fn tolerance(row: &Row) -> String {
+    match row.tolerance {
+        0.0 => "exact".into(),
+        t if row.point.stage == Stage::NextProbs => figure(t),
+        t => format!("{t:e}"),
+    }
+}
+
+/// Reasons, each once and with its first place, and the elements of the first few failures.
+fn failures(compared: &Compared) -> String {
+    let mut out = String::new();
+    let mut said: Vec<String> = Vec::new();
+    let mut shown = 0;
+    for row in &compared.rows {
+        let wanted = matches!(row.verdict, Verdict::Fail | Verdict::Warn);
+        if wanted && !row.reason.is_empty() && said.len() < 20 {
+            let line = format!(
+                "{} {} {}–{}: {}",
+                row.verdict.name(),
+                whereabouts(row),
+                row.a,
+                row.b,
+                row.reason
+            );
+            let _ = writeln!(out, "{line}");
+            said.push(line);
+        }
+        let Some(e) = &row.excerpt else { continue };
+        let asked = row.verdict != Verdict::Fail;
+        if asked || shown < ELEMENTS_SHOWN {
+            shown += usize::from(!asked);
+            let numbers = |v: &[Option<f64>]| {
+                let show = |x: &Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.7}"));
+                v.iter().map(show).collect::<Vec<_>>().join("  ")
+            };
+            let _ = writeln!(out, "    {} from {:?}", whereabouts(row), e.from);
+            let width = row.a.chars().count().max(row.b.chars().count());
+            let _ = writeln!(out, "    {:width$}  {}", row.a, numbers(&e.a));
+            let _ = writeln!(out, "    {:width$}  {}", row.b, numbers(&e.b));
+        }
+    }
+    let failed = compared.rows.iter().filter(|r| matches!(r.verdict, Verdict::Fail | Verdict::Warn)).count();
+    if failed > said.len() {
+        let _ = writeln!(out, "and {} more rows; --all or --format json lists them", failed - said.len());
+    }
+    out
+}
+
+fn notes(source: &SourceRecord, markdown: bool) -> String {
+    let mut out = String::new();
+    let bullet = if markdown { "- " } else { "  " };
+    if !source.recipes.is_empty() {
+        let _ = writeln!(out, "\n{}: how its tensors became ours", source.name);
+        for (point, recipe) in &source.recipes {
+            let _ = writeln!(out, "{bullet}{point}: {recipe}");
+        }
+    }
+    if !source.unmapped.is_empty() {
+        let _ = writeln!(out, "\n{}: tensors that are none of our points", source.name);
+        for (reason, names) in &source.unmapped {
+            let more = names.len().saturating_sub(LISTED);
+            let mut list = names[..names.len() - more].join(", ");
+            if more > 0 {
+                let _ = write!(list, " and {more} more");
+            }
+            let _ = writeln!(out, "{bullet}{list}: {reason}");
+        }
+    }
+    if let [first, rest @ ..] = source.repeated.as_slice() {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        let _ = writeln!(out, "\n{}: left aside: {first}{more}", source.name);
+    }
+    out
+}

@@ -1,0 +1,144 @@
+//! One implementation, spoken to directly: what `export` and `golden` need of an adapter, without the
+//! cases, rows and faults of a run. Whatever goes wrong ends the conversation with an error.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llorch_trace::protocol::{HelloResponse, Inject, RunRequest, Sampling, TensorMessage};
+use llorch_trace::{Dims, Dtype, Point, Tensor};
+
+use crate::collect::tensors;
+use crate::evidence::Case;
+use crate::supervise::{AdapterCommand, Failure, Limits, Session};
+
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    #[error(transparent)]
+    Adapter(#[from] Failure),
+    #[error(transparent)]
+    Trace(#[from] llorch_trace::Error),
+    #[error("failed to run {name}: {what}")]
+    Tensor { name: String, what: String },
+    #[error("failed to make a temporary folder: {0}")]
+    Scratch(std::io::Error),
+}
+
+/// A loaded implementation.
+#[derive(Debug)]
+pub struct Live {
+    session: Session,
+    dims: Dims,
+    scratch: tempfile::TempDir,
+    runs: usize,
+}
+
+/// One run: the prompt, what to capture, how far to go.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    pub ids: Vec<u32>,
+    /// Globs.
+    pub points: Vec<String>,
+    pub max_new_tokens: usize,
+    pub forced_ids: Option<Vec<u32>>,
+    pub inject: Vec<Inject>,
+}
+
+#[derive(Debug, Default)]
+pub struct Captured {
+    pub tensors: BTreeMap<(usize, Point), Tensor>,
+    pub generated: Vec<u32>,
+    pub text: Option<String>,
+}
+
+impl Captured {
+    /// The tensor, or a sentence that says that it did not come.
+    pub fn get(&self, step: usize, point: Point) -> Result<&Tensor, String> {
+        self.tensors
+            .get(&(step, point))
+            .ok_or_else(|| format!("{point} at step {step} was asked for and did not come"))
+    }
+}
+
+impl Live {
+    /// Starts the adapter and loads the model.
+    pub fn start(command: &AdapterCommand, model_dir: &Path, dtype: Dtype) -> Result<Live, LiveError> {
+        let scratch = tempfile::Builder::new().prefix("llorch-live-").tempdir().map_err(LiveError::Scratch)?;
+        let dims = Dims::from_config_file(&model_dir.join("config.json"))?;
+        let stderr = scratch.path().join("stderr.txt");
+        let mut session = Session::start(command, &Limits::default(), &stderr)?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        session.load(model_dir, dtype, threads)?;
+        Ok(Live { session, dims, scratch, runs: 0 })
+    }
+
+    pub fn hello(&self) -> &HelloResponse {
+        self.session.hello()
+    }
+
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    pub fn tokenize(&mut self, text: &str) -> Result<Vec<u32>, LiveError> {
+        Ok(self.session.tokenize(text)?)
+    }
+
+    pub fn run(&mut self, ask: Ask) -> Result<Captured, LiveError> {
+        self.runs += 1;
+        let name = self.session.name().to_string();
+        let folder = self.scratch.path().join(format!("run-{}", self.runs));
+        // Resolved, so that what the adapter calls absolute is below it.
+        let made = std::fs::create_dir(&folder).and_then(|()| folder.canonicalize());
+        let out_dir = made.map_err(LiveError::Scratch)?;
+        let _cleanup = crate::supervise::remove_on_interrupt(&out_dir);
+        let case = Case {
+            name: format!("run-{}", self.runs),
+            prompt: None,
+            ids: ask.ids.clone(),
+            max_new_tokens: ask.max_new_tokens,
+            sampling: Sampling::default(),
+            forced_ids: Vec::new(),
+        };
+        let request = RunRequest {
+            id: case.name.clone(),
+            ids: ask.ids,
+            points: ask.points,
+            max_new_tokens: ask.max_new_tokens,
+            forced_ids: ask.forced_ids,
+            sampling: Sampling::default(),
+            inject: ask.inject,
+            out_dir: out_dir.clone(),
+        };
+        let mut captured = Captured::default();
+        let mut wrong: Option<String> = None;
+        let dims = self.dims;
+        let done = self.session.run(request, &mut |message| {
+            match take(message, &case, &dims, &out_dir) {
+                Ok((point, tensor)) => {
+                    captured.tensors.insert((message.step, point), tensor);
+                }
+                Err(what) => {
+                    wrong.get_or_insert(format!("{} at step {}: {what}", message.point, message.step));
+                }
+            }
+            tensors::remove_after_reading(message, &out_dir);
+        })?;
+        let _ = std::fs::remove_dir_all(&out_dir);
+        if let Some(what) = wrong {
+            return Err(LiveError::Tensor { name, what });
+        }
+        captured.generated = done.generated;
+        captured.text = done.text;
+        Ok(captured)
+    }
+
+    pub fn finish(self) {
+        self.session.finish();
+    }
+}
+
+fn take(message: &TensorMessage, case: &Case, dims: &Dims, out_dir: &Path) -> Result<(Point, Tensor), String> {
+    let point: Point = message.point.parse().map_err(|e: llorch_trace::Error| e.to_string())?;
+    let tensor = tensors::read(message, point, case, dims, out_dir).map_err(|(_, what)| what)?;
+    Ok((point, tensor))
+}
