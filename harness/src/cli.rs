@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
-use crate::{adapters_cmd, bisect, judge_cmd, points_cmd, run};
+use crate::{adapters_cmd, bisect, dumps, judge_cmd, points_cmd, run};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -40,6 +40,8 @@ pub enum Command {
     Judge(judge_cmd::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
     Points(points_cmd::Args),
+    Compare(dumps::compare::Args),
+    Export(dumps::export::Args),
     Adapters(adapters_cmd::AdaptersArgs),
 }
 
@@ -50,6 +52,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Bisect(args) => bisect::run(args),
         Command::Judge(args) => judge_cmd::run(args),
         Command::Points(args) => points_cmd::run(args),
+        Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),
+        Command::Export(args) => dumps::export::run(args).map(ExitCode::from),
         Command::Adapters(args) => Ok(adapters_cmd::run(args)),
     };
     result.unwrap_or_else(|error| {

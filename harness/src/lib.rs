@@ -14,7 +14,9 @@
 //! 6. [`collect`]: tensors from an adapter into [`evidence`]; [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
-//! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`].
+//! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
+//! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`live`]: one
+//!     implementation spoken to directly.
 
 pub mod adapters_cmd;
 pub mod assets;
@@ -22,10 +24,12 @@ pub mod bisect;
 pub mod cli;
 pub mod collect;
 pub mod compare;
+pub mod dumps;
 pub mod evidence;
 pub mod judge;
 pub mod judge_cmd;
 pub mod lineup;
+pub mod live;
 pub mod oracle;
 pub mod plan;
 pub mod points_cmd;
