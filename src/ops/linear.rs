@@ -31,6 +31,10 @@ const TILE_OUTPUTS: usize = 96;
 /// tiles on every CPU (it cuts larger ones by cache size first), large enough to pay for its packing.
 const BLOCK_OUTPUTS: usize = 2 * TILE_OUTPUTS;
 const BLOCK_TOKENS: usize = 128;
+/// Fewer tokens than this are bound by memory, which [`thin`] reads in long runs; faer does not.
+const FEW_TOKENS: usize = 8;
+/// Rows of weights that [`thin`] reads side by side.
+const STRIP: usize = 16;
 
 /// `x · weight + bias`.
 ///
@@ -57,13 +61,14 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32])
     // one thread only. One token: a few wide panels, read in long runs. More: panels to share out.
     let threads =
         if worth_it(tokens * inputs * outputs) { rayon::current_num_threads() } else { 1 };
-    let panel = if tokens < TILE_TOKENS {
+    let panel = if tokens < FEW_TOKENS {
         outputs.div_ceil(threads).next_multiple_of(64)
     } else {
         BLOCK_OUTPUTS
     };
-    let by_faer = inputs % CHUNK != 0 && inputs % CHUNK < 16; // faer computes tiny products differently
-    let by_faer = !by_faer && tokens >= TILE_TOKENS && faer_keeps_the_order();
+    // A last chunk of a few inputs would make products so small that faer computes them differently.
+    let regular = inputs % CHUNK == 0 || inputs % CHUNK >= 16;
+    let by_faer = regular && tokens >= FEW_TOKENS && faer_keeps_the_order();
 
     // faer thinks in columns: [T, N] in rows is [N, T] in columns.
     let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
@@ -137,8 +142,8 @@ fn edges(
         return;
     }
     // A few tokens at a time, so that each weight is read once for all of them.
-    for t in (begin..end).step_by(TILE_TOKENS) {
-        let rows = TILE_TOKENS.min(end - t);
+    for t in (begin..end).step_by(FEW_TOKENS) {
+        let rows = FEW_TOKENS.min(end - t);
         let mut sums = vec![0.0; rows * width];
         thin(
             &x[t * inputs..(t + rows) * inputs],
@@ -167,12 +172,20 @@ dispatched! {
         let mut partial = vec![0.0; out.len()]; // one chunk's sums, [R, n]
         for begin in (0..inputs).step_by(CHUNK) {
             let end = inputs.min(begin + CHUNK);
-            // Four rows of weights at a time, used for every token while they are in the cache.
-            for k in (begin..end).step_by(4) {
-                let depth = 4.min(end - k);
+            // A strip of weights at a time, used for every token while it is in the cache.
+            for k in (begin..end).step_by(STRIP) {
+                let depth = STRIP.min(end - k);
                 let w = &weight[k * stride..(k + depth - 1) * stride + width];
                 for (r, sums) in partial.chunks_exact_mut(width).enumerate() {
-                    add_products(&x[r * inputs + k..][..depth], w, stride, sums);
+                    let x = &x[r * inputs + k..][..depth];
+                    match x.try_into() {
+                        Ok(x) => add_strip::<STRIP>(x, w, stride, sums),
+                        Err(_) => {
+                            for (x, w) in x.iter().zip(w.chunks(stride)) {
+                                add_strip::<1>(&[*x], w, stride, sums);
+                            }
+                        }
+                    }
                 }
             }
             for (y, sum) in out.iter_mut().zip(&mut partial) {
@@ -183,23 +196,18 @@ dispatched! {
     }
 }
 
-/// `sums[n] += x[k] · w[k, n]` for each k in order; up to four rows of weights.
+/// `sums[n] += x[k] · w[k, n]` for `DEPTH` rows of weights, k in order: one load and store of a sum
+/// for many multiply-adds.
 #[inline(always)]
-fn add_products(x: &[f32], w: &[f32], stride: usize, sums: &mut [f32]) {
+fn add_strip<const DEPTH: usize>(x: &[f32; DEPTH], w: &[f32], stride: usize, sums: &mut [f32]) {
     let n = sums.len();
-    if let &[x0, x1, x2, x3] = x {
-        let (w0, w1) = (&w[..n], &w[stride..][..n]);
-        let (w2, w3) = (&w[2 * stride..][..n], &w[3 * stride..][..n]);
-        for i in 0..n {
-            let sum = x1.mul_add(w1[i], x0.mul_add(w0[i], sums[i]));
-            sums[i] = x3.mul_add(w3[i], x2.mul_add(w2[i], sum));
+    let w: [&[f32]; DEPTH] = std::array::from_fn(|k| &w[k * stride..][..n]);
+    for i in 0..n {
+        let mut sum = sums[i];
+        for k in 0..DEPTH {
+            sum = x[k].mul_add(w[k][i], sum);
         }
-    } else {
-        for (k, &x) in x.iter().enumerate() {
-            for (sum, &w) in sums.iter_mut().zip(&w[k * stride..][..n]) {
-                *sum = x.mul_add(w, *sum);
-            }
-        }
+        sums[i] = sum;
     }
 }
 
@@ -274,7 +282,7 @@ mod tests {
         for (inputs, outputs) in shapes {
             let weight = random(inputs, outputs, 1);
             let bias = noise(outputs, 2);
-            for tokens in [1, 2, 3, 4, 5, 9, 33] {
+            for tokens in [1, 2, 3, 7, 8, 9, 14, 33] {
                 let x = random(tokens, inputs, 3);
                 let got = same_at_every_level(|| linear(x.view(), weight.view(), &bias));
                 assert!(

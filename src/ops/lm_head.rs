@@ -10,8 +10,6 @@ use super::simd::dispatched;
 /// Partial sums of one dot product. Their number is part of the result, so it does not follow the
 /// width of the registers.
 const LANES: usize = 32;
-/// Tokens that share one reading of the matrix.
-const TOKENS: usize = 4;
 /// Vocabulary rows that one thread takes at a time.
 const PANEL: usize = 256;
 
@@ -38,14 +36,12 @@ pub fn logits(x: ArrayView2<'_, f32>, head: ArrayView2<'_, f32>) -> Array2<f32> 
     let min_len = if worth_it(tokens * width * vocabulary) { 1 } else { vocabulary };
     columns.par_row_chunks_mut(PANEL).enumerate().with_min_len(min_len).for_each(|(p, mut out)| {
         let rows = &head[p * PANEL * width..][..out.nrows() * width];
-        for begin in (0..tokens).step_by(TOKENS) {
-            let block = TOKENS.min(tokens - begin);
-            let mut sums = [[0.0; PANEL]; TOKENS];
-            dots(&x[begin * width..(begin + block) * width], rows, width, &mut sums);
-            for (r, sums) in sums[..block].iter().enumerate() {
-                let column = out.as_mut().col_mut(begin + r).try_as_col_major_mut();
-                let column = column.expect("a token's logits lie together").as_slice_mut();
-                column.copy_from_slice(&sums[..rows.len() / width]);
+        let mut sums = vec![0.0; out.nrows() * tokens]; // [n, T]
+        dots(x, rows, width, &mut sums);
+        for t in 0..tokens {
+            let column = out.as_mut().col_mut(t);
+            for (y, sums) in column.iter_mut().zip(sums.chunks_exact(tokens)) {
+                *y = sums[t];
             }
         }
     });
@@ -53,61 +49,35 @@ pub fn logits(x: ArrayView2<'_, f32>, head: ArrayView2<'_, f32>) -> Array2<f32> 
 }
 
 dispatched! {
-    /// `out[r][v] = x[r] · rows[v]` for up to four `x`.
-    fn dots(x: &[f32], rows: &[f32], width: usize, out: &mut [[f32; PANEL]; TOKENS]) {
-        let tokens: Vec<&[f32]> = x.chunks_exact(width).collect();
-        for (v, row) in rows.chunks_exact(width).enumerate() {
-            if let &[a, b, c, d] = tokens.as_slice() {
-                let sums = dot([a, b, c, d], row);
-                for r in 0..TOKENS {
-                    out[r][v] = sums[r];
-                }
-            } else {
-                for (r, &x) in tokens.iter().enumerate() {
-                    let [sum] = dot([x], row);
-                    out[r][v] = sum;
-                }
+    /// `out[v, t] = x[t] · rows[v]`: each row of the matrix is read once, for all tokens.
+    fn dots(x: &[f32], rows: &[f32], width: usize, out: &mut [f32]) {
+        let tokens = x.len() / width;
+        for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(tokens)) {
+            for (x, y) in x.chunks_exact(width).zip(out) {
+                *y = dot(x, row);
             }
         }
     }
 }
 
 #[inline(always)]
-fn dot<const R: usize>(x: [&[f32]; R], row: &[f32]) -> [f32; R] {
-    let mut lanes = [[0.0f32; LANES]; R];
+fn dot(x: &[f32], row: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (x_pieces, x_rest) = x.as_chunks::<LANES>();
     let (pieces, rest) = row.as_chunks::<LANES>();
-    for (i, piece) in pieces.iter().enumerate() {
-        for r in 0..R {
-            let x: &[f32; LANES] =
-                x[r][i * LANES..][..LANES].try_into().expect("as long as the row");
-            for lane in 0..LANES {
-                lanes[r][lane] = x[lane].mul_add(piece[lane], lanes[r][lane]);
-            }
+    for (x, piece) in x_pieces.iter().zip(pieces) {
+        for lane in 0..LANES {
+            lanes[lane] = x[lane].mul_add(piece[lane], lanes[lane]);
         }
     }
-    let tail = row.len() - rest.len();
-    let mut sums = [0.0; R];
-    for r in 0..R {
-        for (lane, &w) in rest.iter().enumerate() {
-            lanes[r][lane] = x[r][tail + lane].mul_add(w, lanes[r][lane]);
-        }
-        sums[r] = tree(&lanes[r]);
+    for (lane, (&x, &w)) in x_rest.iter().zip(rest).enumerate() {
+        lanes[lane] = x.mul_add(w, lanes[lane]);
     }
-    sums
-}
-
-/// Adds the upper half onto the lower until one is left.
-#[inline(always)]
-fn tree(lanes: &[f32; LANES]) -> f32 {
-    let mut sums = *lanes;
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-        half /= 2;
-    }
-    sums[0]
+    // The upper half onto the lower, until one is left.
+    let sixteen: [f32; 16] = std::array::from_fn(|i| lanes[i] + lanes[i + 16]);
+    let eight: [f32; 8] = std::array::from_fn(|i| sixteen[i] + sixteen[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 #[cfg(test)]
