@@ -3,6 +3,7 @@
 use crate::error::ModelError;
 use fs4::FileExt;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where everything that can be made again is kept:
@@ -47,7 +48,8 @@ pub(crate) fn publish_dir(
     let parent = target.parent().unwrap_or(Path::new("."));
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     fs::create_dir_all(parent).map_err(ModelError::cache(parent))?;
-    let _lock = lock(&parent.join(format!(".{name}.lock")))?;
+    let lock_file = parent.join(format!(".{name}.lock"));
+    let _lock = lock(&lock_file).map_err(ModelError::cache(&lock_file))?;
     if is_good(target) {
         return Ok(());
     }
@@ -65,9 +67,9 @@ pub(crate) fn publish_dir(
 }
 
 /// An exclusive lock that ends with the value (or the process).
-pub(crate) fn lock(path: &Path) -> Result<File, ModelError> {
-    let file = File::options().create(true).append(true).open(path).map_err(ModelError::cache(path))?;
-    FileExt::lock(&file).map_err(ModelError::cache(path))?;
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).append(true).open(path)?;
+    FileExt::lock(&file)?;
     Ok(file)
 }
 

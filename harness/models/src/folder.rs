@@ -2,8 +2,7 @@
 
 use crate::error::ModelError;
 use crate::hash::hash_file;
-use crate::name::is_published;
-use crate::{FileHash, ModelKind, ResolvedModel, synth};
+use crate::{FileHash, ModelKind, ResolvedModel, published, synth};
 use safetensors::tensor::Metadata;
 use std::fs::{self, File};
 use std::io::Read;
@@ -20,8 +19,8 @@ const MODEL_FILES: [&str; 7] = [
     "vocab.json",
 ];
 
-/// Checks a folder and hashes its files. A snapshot in a hub cache keeps its name, revision and
-/// (after its hash is checked) its kind.
+/// Checks a folder and hashes its files. A snapshot in a hub cache keeps its name and revision, once
+/// its hash is checked.
 pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, ModelError> {
     let dir = std::path::absolute(path).map_err(ModelError::io("find", path))?;
     let weights = check(&dir)?;
@@ -42,14 +41,14 @@ pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, M
     }
     // Looked up through links too: a folder that leads into a hub cache is that snapshot.
     let real = model.dir.canonicalize().map_err(ModelError::io("find", path))?;
-    if let Some((repo, revision)) = snapshot_of(&real)
-        && weights_match_their_blob(&model)?
-    {
-        if is_published(&repo) {
-            model.kind = ModelKind::Real;
-        }
+    let snapshot = snapshot_of(&real);
+    let proven = snapshot.is_some() && weights_match_their_blob(&model)?;
+    if let Some((repo, revision)) = snapshot.filter(|_| proven) {
+        model.kind = published::kind(model.weights_sha256(), Some(&repo));
         model.source = format!("hub {repo}, cached in {}", model.dir.display());
         model.revision = Some(revision);
+    } else {
+        model.kind = published::kind(model.weights_sha256(), None);
     }
     Ok(model)
 }
@@ -162,7 +161,7 @@ fn snapshot_of(dir: &Path) -> Option<(String, String)> {
 
 /// In a hub cache the weights are a link to a blob that is named by their sha256. Without such a
 /// link nothing proves what the weights are.
-fn weights_match_their_blob(model: &ResolvedModel) -> Result<bool, ModelError> {
+pub(crate) fn weights_match_their_blob(model: &ResolvedModel) -> Result<bool, ModelError> {
     let path = model.dir.join("model.safetensors");
     let real = path.canonicalize().map_err(ModelError::io("find", &path))?;
     let blob = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();

@@ -80,17 +80,21 @@ fn a_hub_snapshot_is_real_only_for_published_names_and_proven_bytes() {
     let (_probe, path) = snapshot("models--x--y", "b");
     let sha256 = sha256_file(&path.join("model.safetensors")).unwrap();
 
-    let (dir, path) = snapshot("models--openai-community--gpt2", &sha256);
+    let (dir, path) = snapshot("models--openai-community--gpt2-xl", &sha256);
     let model = resolve("x", &path, &dir.path().join("cache")).unwrap();
     assert_eq!((model.kind, model.revision.as_deref()), (ModelKind::Real, Some("0123abc")));
-    assert!(model.source.starts_with("hub openai-community/gpt2"), "{}", model.source);
+    assert!(model.source.starts_with("hub openai-community/gpt2-xl"), "{}", model.source);
 
-    let (dir, path) = snapshot("models--someone--gpt2", &sha256);
+    // gpt2's hash is known, and these bytes are not gpt2.
+    let (dir, path) = snapshot("models--openai-community--gpt2", &sha256);
+    assert_eq!(resolve("x", &path, &dir.path().join("cache")).unwrap().kind, ModelKind::Trained);
+
+    let (dir, path) = snapshot("models--someone--gpt2-xl", &sha256);
     let other = resolve("x", &path, &dir.path().join("cache")).unwrap();
     assert_eq!((other.kind, other.revision.as_deref()), (ModelKind::Trained, Some("0123abc")));
 
     // Not named by a hash: no proof, so nothing is claimed.
-    let (dir, path) = snapshot("models--openai-community--gpt2", "weights");
+    let (dir, path) = snapshot("models--openai-community--gpt2-xl", "weights");
     let unproven = resolve("x", &path, &dir.path().join("cache")).unwrap();
     assert_eq!((unproven.kind, unproven.revision), (ModelKind::Trained, None));
 

@@ -8,12 +8,12 @@
 //! |---|---|---|
 //! | `nano` | the small trained model inside the binary | trained |
 //! | `synth:gpt2`, `synth:gpt2-medium@7`, … | weights computed from a seed | synthetic |
-//! | `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2` | the hub's copy of the published weights | real |
+//! | `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2` | the published weights, from the hub | real |
 //! | `org/name`, `org/name@revision` | any other repository of the hub | trained |
-//! | a path | a folder in Hugging Face layout | trained, or real inside a hub cache whose hashes prove it |
+//! | a path | a folder in Hugging Face layout | trained; synthetic or real where its own content shows it |
 //!
-//! In reading order: [`name`] (which of these a name is), [`nano`], [`folder`], [`hub`], [`synth`];
-//! under them `cache` (publishing folders so that two processes and a Ctrl-C do no harm),
+//! In reading order: [`name`] (which of these a name is), [`published`] (what counts as real),
+//! [`nano`], [`folder`], [`hub`], [`synth`]; under them `cache` (publishing folders so that two processes and a Ctrl-C do no harm),
 //! `hash` (sha256, remembered per file), `progress`, and [`error`].
 #![forbid(unsafe_code)]
 
@@ -21,19 +21,22 @@ mod cache;
 pub mod error;
 pub mod folder;
 mod hash;
+pub mod hub;
 pub mod name;
 pub mod nano;
 mod progress;
+pub mod published;
 pub mod synth;
 
 pub use cache::{cache_dir, data_dir};
 pub use error::ModelError;
 pub use hash::sha256_file;
 
+use hub::HubEnv;
 use name::ModelName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How a name is to be resolved.
 #[derive(Debug, Clone, Default)]
@@ -115,13 +118,23 @@ impl ResolvedModel {
 /// Each names what was looked for, what was found and what was expected;
 /// [`ModelError::exit_code`] tells a wrong argument (2) from an unfit environment (3).
 pub fn resolve(name: &str, options: &ResolveOptions) -> Result<ResolvedModel, ModelError> {
+    resolve_in(name, options, &cache_dir(), &HubEnv::from_env())
+}
+
+/// [`resolve`] with a cache and a hub of the caller's choice.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_in(
+    name: &str,
+    options: &ResolveOptions,
+    cache: &Path,
+    hub: &HubEnv,
+) -> Result<ResolvedModel, ModelError> {
     match ModelName::parse(name)? {
-        ModelName::Nano => nano::resolve(&cache_dir()),
-        ModelName::Synth { size, seed } => synth::resolve(name, &size, seed, options, &cache_dir()),
-        ModelName::Folder(path) => folder::resolve(name, &path, &cache_dir()),
-        other => Err(ModelError::Name {
-            name: name.to_owned(),
-            reason: format!("{other:?} is not built in yet"),
-        }),
+        ModelName::Nano => nano::resolve(cache),
+        ModelName::Synth { size, seed } => synth::resolve(name, &size, seed, options, cache),
+        ModelName::Folder(path) => folder::resolve(name, &path, cache),
+        ModelName::Hub { repo, revision } => hub::resolve(name, &repo, revision.as_deref(), options, hub, cache),
     }
 }

@@ -1,16 +1,8 @@
 //! Which of the sources a name belongs to.
 
 use crate::error::ModelError;
+use crate::published::PUBLISHED;
 use std::path::{Path, PathBuf};
-
-/// The published GPT-2s: the name as typed, and the repository that holds them on the hub.
-pub const PUBLISHED: [(&str, &str); 5] = [
-    ("gpt2", "openai-community/gpt2"),
-    ("gpt2-medium", "openai-community/gpt2-medium"),
-    ("gpt2-large", "openai-community/gpt2-large"),
-    ("gpt2-xl", "openai-community/gpt2-xl"),
-    ("distilgpt2", "distilbert/distilgpt2"),
-];
 
 /// A name, understood but not yet looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,24 +32,24 @@ impl ModelName {
             Some((id, revision)) if !looks_like_a_path(id) => (id, Some(revision.to_owned())),
             _ => (name, None),
         };
-        if let Some((_, repo)) = PUBLISHED.iter().find(|(short, _)| *short == id) {
-            return Ok(ModelName::Hub { repo: (*repo).to_owned(), revision });
+        if revision.as_deref().is_some_and(|revision| !is_revision(revision)) {
+            return Err(wrong("what follows @ is not a branch, tag or commit"));
+        }
+        if let Some(known) = PUBLISHED.iter().find(|known| known.name == id) {
+            return Ok(ModelName::Hub { repo: known.repo.to_owned(), revision });
         }
         if looks_like_a_path(id) || Path::new(name).is_dir() {
             return Ok(ModelName::Folder(expand_home(name)));
         }
         check_repo_id(id).map_err(|reason| wrong(&reason))?;
-        if revision.as_deref().is_some_and(|r| r.is_empty() || r.contains("..") || r.contains(char::is_whitespace)) {
-            return Err(wrong("the revision after @ is not a branch, tag or commit"));
-        }
         Ok(ModelName::Hub { repo: id.to_owned(), revision })
     }
 }
 
-/// Whether the weights of this hub repository are one of the published GPT-2s.
-pub fn is_published(repo: &str) -> bool {
-    // The short ids are the hub's old names of the same repositories, still found in caches.
-    PUBLISHED.iter().any(|(short, id)| *id == repo || *short == repo)
+/// Whether this can be a branch, tag or commit. It becomes part of paths, so nothing may climb out of them.
+pub(crate) fn is_revision(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    text.chars().all(good) && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
 }
 
 /// `id` is a name without its `@revision`, so that a revision may hold slashes.
@@ -114,7 +106,7 @@ mod tests {
 
     #[test]
     fn malformed_names_are_usage_errors() {
-        for name in ["", " ", "org/na me", "-x", "org/..", "synth:gpt2@x", "org/name@", "gp--t2", "org/name@a..b"] {
+        for name in ["", " ", "org/na me", "-x", "org/..", "synth:gpt2@x", "org/name@", "gp--t2", "org/name@../b", "gpt2@"] {
             let error = ModelName::parse(name).expect_err(name);
             assert_eq!(error.exit_code(), 2, "{name}: {error}");
             assert!(error.to_string().starts_with("failed to understand the model name"), "{error}");
