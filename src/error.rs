@@ -40,8 +40,8 @@ pub enum Error {
     Internal { action: &'static str, what: String },
 
     /// The daemon can't listen or serve.
-    #[error("failed to {action}: {what}")]
-    Service { action: &'static str, what: String },
+    #[error("failed to {action}: {source}")]
+    Service { action: String, source: std::io::Error },
 
     #[error(transparent)]
     Trace(#[from] llorch_trace::Error),

@@ -72,26 +72,25 @@ fn router(app: App) -> Router {
 ///
 /// The address is bound before the model is loaded, so that `/health` can answer 503 meanwhile.
 pub fn run(args: ServeArgs) -> Result<u8> {
-    let failed = |action| move |e: std::io::Error| Error::Service { action, what: e.to_string() };
     // The model computes on its own threads; two are plenty for sockets.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(2).enable_all().build().map_err(failed("start the daemon"))?;
-    runtime.block_on(serve(args))
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    let failed = |source| Error::Service { action: "start the daemon".into(), source };
+    runtime.map_err(failed)?.block_on(serve(args))
 }
 
 async fn serve(args: ServeArgs) -> Result<u8> {
-    let listen = |e: std::io::Error| Error::Service {
-        action: "listen",
-        what: format!("{}:{}: {e}", args.host, args.port),
+    let failed = |source| Error::Service {
+        action: format!("listen on {}:{}", args.host, args.port),
+        source,
     };
-    let listener = TcpListener::bind((args.host.as_str(), args.port)).await.map_err(listen)?;
-    println!("listening on http://{}", listener.local_addr().map_err(listen)?);
+    let listener = TcpListener::bind((args.host.as_str(), args.port)).await.map_err(failed)?;
+    println!("listening on http://{}", listener.local_addr().map_err(failed)?);
     let model = args.model.model.as_str().into();
-    let worker = Arc::new(Worker::start(args));
+    let worker = Arc::new(Worker::start(args.clone()));
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let app = App { worker: worker.clone(), model, started };
-    let served = shutdown::serve(listener, router(app), worker).await;
-    served.map_err(|e| Error::Service { action: "serve", what: e.to_string() })
+    shutdown::serve(listener, router(app), worker).await.map_err(failed)
 }
 
 /// What a request is checked against.

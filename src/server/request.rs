@@ -58,7 +58,7 @@ pub struct CompletionRequest {
 pub enum Prompt {
     Text(String),
     Ids(Vec<u32>),
-    Other(Value),
+    Other(serde::de::IgnoredAny),
 }
 
 #[derive(Debug, Clone, Deserialize)]
