@@ -6,7 +6,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_else(|| "nano".to_owned());
-    let options = ResolveOptions { offline: arguments.any(|a| a == "--offline"), ..ResolveOptions::default() };
+    let options = ResolveOptions {
+        offline: arguments.any(|a| a == "--offline"),
+        ..ResolveOptions::default()
+    };
     match resolve(&name, &options) {
         Ok(model) => {
             println!("{} ({}): {}", model.name, model.kind, model.source);

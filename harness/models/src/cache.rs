@@ -55,7 +55,10 @@ pub(crate) fn publish_dir(
     }
     let prefix = format!(".{name}.partial-");
     remove_leftovers(parent, &prefix);
-    let fresh = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(ModelError::cache(parent))?;
+    let fresh = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(parent)
+        .map_err(ModelError::cache(parent))?;
     fill(fresh.path())?;
     if target.exists() {
         // Moved aside first: whoever has the old files mapped keeps them until it ends.
@@ -85,11 +88,17 @@ fn remove_leftovers(parent: &Path, prefix: &str) {
 /// Refuses to begin what the disk can't hold. `path` need not exist yet.
 pub(crate) fn check_free_space(what: &str, path: &Path, needed: u64) -> Result<(), ModelError> {
     let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(path);
-    let free = fs4::available_space(existing).map_err(ModelError::io("read the free space of", existing))?;
+    let free = fs4::available_space(existing)
+        .map_err(ModelError::io("read the free space of", existing))?;
     // A little more than the files: folders, locks, the hash stamps.
     let needed = needed + (1 << 20);
     if free < needed {
-        return Err(ModelError::DiskFull { what: what.to_owned(), path: existing.to_owned(), needed, free });
+        return Err(ModelError::DiskFull {
+            what: what.to_owned(),
+            path: existing.to_owned(),
+            needed,
+            free,
+        });
     }
     Ok(())
 }
@@ -107,18 +116,24 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    publish_dir(&target, |t| t.join("done").is_file(), |fresh| {
-                        fills.fetch_add(1, Ordering::SeqCst);
-                        std::thread::sleep(std::time::Duration::from_millis(20));
-                        fs::write(fresh.join("done"), b"1").map_err(ModelError::cache(fresh))
-                    })
+                    publish_dir(
+                        &target,
+                        |t| t.join("done").is_file(),
+                        |fresh| {
+                            fills.fetch_add(1, Ordering::SeqCst);
+                            std::thread::sleep(std::time::Duration::from_millis(20));
+                            fs::write(fresh.join("done"), b"1").map_err(ModelError::cache(fresh))
+                        },
+                    )
                     .unwrap();
                 });
             }
         });
         assert_eq!(fills.load(Ordering::SeqCst), 1);
-        let mut left: Vec<_> =
-            fs::read_dir(target.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(target.parent().unwrap())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, [".x.lock", "x"]);
     }
@@ -128,7 +143,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("x");
         fs::create_dir(dir.path().join(".x.partial-old")).unwrap();
-        let refused = publish_dir(&target, Path::is_dir, |_| Err(ModelError::NoNano { missing: "x" }));
+        let refused =
+            publish_dir(&target, Path::is_dir, |_| Err(ModelError::NoNano { missing: "x" }));
         assert!(refused.is_err());
         assert!(!target.exists());
         assert!(!dir.path().join(".x.partial-old").exists());
@@ -149,8 +165,12 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_too_small_is_refused_beforehand() {
-        let error = check_free_space("everything", Path::new("/nowhere/at/all"), u64::MAX >> 1).unwrap_err();
+        let error = check_free_space("everything", Path::new("/nowhere/at/all"), u64::MAX >> 1)
+            .unwrap_err();
         assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().starts_with("failed to make room for everything: found "), "{error}");
+        assert!(
+            error.to_string().starts_with("failed to make room for everything: found "),
+            "{error}"
+        );
     }
 }

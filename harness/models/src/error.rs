@@ -15,13 +15,17 @@ pub enum ModelError {
     #[error("failed to open model folder {}: found {found}, expected {expected}", dir.display())]
     Folder { dir: PathBuf, found: String, expected: String },
 
-    #[error("failed to use the weights in {place}: found {found}, expected one model.safetensors; {remedy}")]
+    #[error(
+        "failed to use the weights in {place}: found {found}, expected one model.safetensors; {remedy}"
+    )]
     Format { place: String, found: String, remedy: String },
 
     #[error("failed to verify {}: found {found}, expected {expected} ({origin})", path.display())]
     WrongHash { path: PathBuf, found: String, expected: String, origin: String },
 
-    #[error("failed to find nano: this build carries no nano (golden/models/nano had no {missing} when it was built)")]
+    #[error(
+        "failed to find nano: this build carries no nano (golden/models/nano had no {missing} when it was built)"
+    )]
     NoNano { missing: &'static str },
 
     #[error("failed to write the model cache at {}: {source}; set LLORCH_CACHE to a folder that can be written", path.display())]
@@ -33,16 +37,22 @@ pub enum ModelError {
     )]
     DiskFull { what: String, path: PathBuf, needed: u64, free: u64 },
 
-    #[error("failed to reach {endpoint}: {reason}; check the network and HF_ENDPOINT, or use a model that needs neither: nano, synth:gpt2, a folder")]
+    #[error(
+        "failed to reach {endpoint}: {reason}; check the network and HF_ENDPOINT, or use a model that needs neither: nano, synth:gpt2, a folder"
+    )]
     Network { endpoint: String, reason: String },
 
     #[error("failed to find {what} at {endpoint}: found {found}, expected {expected}")]
     NotFound { what: String, endpoint: String, found: String, expected: String },
 
-    #[error("failed to get {what} from {endpoint}: found HTTP {status}, access is refused; {remedy}")]
+    #[error(
+        "failed to get {what} from {endpoint}: found HTTP {status}, access is refused; {remedy}"
+    )]
     Refused { what: String, endpoint: String, status: u16, remedy: String },
 
-    #[error("failed to download {what} from {endpoint}: found {found} bytes, expected {expected}; {remedy}")]
+    #[error(
+        "failed to download {what} from {endpoint}: found {found} bytes, expected {expected}; {remedy}"
+    )]
     Truncated { what: String, endpoint: String, found: u64, expected: u64, remedy: String },
 
     #[error("failed to understand {endpoint}: found {found}, expected {expected}")]

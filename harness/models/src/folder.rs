@@ -34,7 +34,9 @@ pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, M
         files,
     };
     // Computed weights carry their origin, so that no path makes them pass for trained ones.
-    if let Some(identity) = weights.metadata().as_ref().and_then(|metadata| metadata.get(synth::METADATA_KEY)) {
+    if let Some(identity) =
+        weights.metadata().as_ref().and_then(|metadata| metadata.get(synth::METADATA_KEY))
+    {
         model.kind = ModelKind::Synthetic;
         model.source = format!("{}, computed: {identity}", model.source);
         return Ok(model);
@@ -94,7 +96,10 @@ pub(crate) fn check(dir: &Path) -> Result<Metadata, ModelError> {
 
 /// Refuses weights in a form that no reference here reads, by name and with the way out.
 /// `has` says whether the folder or repository called `place` has a file.
-pub(crate) fn check_weight_format(place: &str, has: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+pub(crate) fn check_weight_format(
+    place: &str,
+    has: impl Fn(&str) -> bool,
+) -> Result<(), ModelError> {
     if has("model.safetensors") {
         return Ok(());
     }
@@ -171,7 +176,8 @@ pub(crate) fn weights_match_their_blob(model: &ResolvedModel) -> Result<bool, Mo
             path: real.clone(),
             found: model.weights_sha256().to_owned(),
             expected: blob.to_owned(),
-            origin: "the name of the blob in the hub cache; remove the file and download it again".to_owned(),
+            origin: "the name of the blob in the hub cache; remove the file and download it again"
+                .to_owned(),
         });
     }
     Ok(is_sha256)

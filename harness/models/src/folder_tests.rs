@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 const WEIGHTS: &[u8] = b"\x36\0\0\0\0\0\0\0{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}\0\0\x80\x3f";
 
-fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+/// Names and contents.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+fn folder(files: Files<'_>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         fs::write(dir.path().join(name), bytes).unwrap();
@@ -12,14 +15,19 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     dir
 }
 
-fn refusal(files: &[(&str, &[u8])]) -> ModelError {
+fn refusal(files: Files<'_>) -> ModelError {
     let dir = folder(files);
     resolve("x", dir.path(), &dir.path().join("cache")).expect_err("accepted")
 }
 
 #[test]
 fn a_whole_folder_is_hashed_and_called_trained() {
-    let dir = folder(&[("config.json", b"{}"), ("model.safetensors", WEIGHTS), ("vocab.json", b"{}"), ("README.md", b"")]);
+    let dir = folder(&[
+        ("config.json", b"{}"),
+        ("model.safetensors", WEIGHTS),
+        ("vocab.json", b"{}"),
+        ("README.md", b""),
+    ]);
     let model = resolve("./x", dir.path(), &dir.path().join("cache")).unwrap();
     assert_eq!(model.kind, ModelKind::Trained);
     assert_eq!(model.revision, None);
@@ -32,14 +40,23 @@ fn a_whole_folder_is_hashed_and_called_trained() {
 
 #[test]
 fn what_cannot_be_loaded_is_refused_by_name() {
-    let cases: [(&[(&str, &[u8])], &str); 7] = [
+    let cases: [(Files<'_>, &str); 7] = [
         (&[], "found no config.json"),
         (&[("config.json", b"{}")], "found no model.safetensors"),
         (&[("config.json", b"[]"), ("model.safetensors", WEIGHTS)], "not a JSON object"),
-        (&[("config.json", b"{}"), ("model.safetensors", &WEIGHTS[..WEIGHTS.len() - 4])], "of 62 bytes whose header describes 66"),
-        (&[("config.json", b"{}"), ("model.safetensors", b"version https://git-lfs")], "without a safetensors header"),
+        (
+            &[("config.json", b"{}"), ("model.safetensors", &WEIGHTS[..WEIGHTS.len() - 4])],
+            "of 62 bytes whose header describes 66",
+        ),
+        (
+            &[("config.json", b"{}"), ("model.safetensors", b"version https://git-lfs")],
+            "without a safetensors header",
+        ),
         (&[("config.json", b"{}"), ("pytorch_model.bin", b"")], "only pytorch_model.bin"),
-        (&[("config.json", b"{}"), ("model.safetensors.index.json", b"{}")], "split over several files"),
+        (
+            &[("config.json", b"{}"), ("model.safetensors.index.json", b"{}")],
+            "split over several files",
+        ),
     ];
     for (files, expected) in cases {
         let error = refusal(files);
@@ -69,7 +86,8 @@ fn snapshot(repo: &str, blob: &str) -> (tempfile::TempDir, PathBuf) {
     fs::create_dir_all(&snapshot).unwrap();
     fs::create_dir_all(root.join("blobs")).unwrap();
     fs::write(root.join("blobs").join(blob), WEIGHTS).unwrap();
-    std::os::unix::fs::symlink(format!("../../blobs/{blob}"), snapshot.join("model.safetensors")).unwrap();
+    std::os::unix::fs::symlink(format!("../../blobs/{blob}"), snapshot.join("model.safetensors"))
+        .unwrap();
     fs::write(snapshot.join("config.json"), "{}").unwrap();
     (dir, snapshot)
 }

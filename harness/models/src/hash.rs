@@ -42,7 +42,8 @@ struct Stamp {
 
 impl Stamp {
     fn of(metadata: &Metadata, sha256: String) -> Stamp {
-        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified =
+            metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         #[cfg(unix)]
         let identity = {
             use std::os::unix::fs::MetadataExt;
@@ -50,7 +51,12 @@ impl Stamp {
         };
         #[cfg(not(unix))]
         let identity = (0, 0, 0);
-        Stamp { bytes: metadata.len(), modified_ns: modified.map_or(0, |d| d.as_nanos()), identity, sha256 }
+        Stamp {
+            bytes: metadata.len(),
+            modified_ns: modified.map_or(0, |d| d.as_nanos()),
+            identity,
+            sha256,
+        }
     }
 }
 
@@ -62,7 +68,8 @@ pub(crate) fn hash_file(dir: &Path, name: &str, cache: &Path) -> Result<FileHash
     let key = hex(&Sha256::digest(real.as_os_str().as_encoded_bytes())[..16]);
     let stamp_file = cache.join("models").join("hashes").join(format!("{key}.json"));
 
-    let remembered = fs::read(&stamp_file).ok().and_then(|bytes| serde_json::from_slice::<Stamp>(&bytes).ok());
+    let remembered =
+        fs::read(&stamp_file).ok().and_then(|bytes| serde_json::from_slice::<Stamp>(&bytes).ok());
     if let Some(stamp) = remembered
         && stamp == Stamp::of(&metadata, stamp.sha256.clone())
     {
@@ -113,7 +120,8 @@ mod tests {
         assert_eq!(hash_file(dir.path(), "f", &cache).unwrap().sha256, SHA256_OF_ABC);
 
         // A stamp that lies proves that the second answer came from memory.
-        let stamp_file = fs::read_dir(cache.join("models/hashes")).unwrap().next().unwrap().unwrap().path();
+        let stamp_file =
+            fs::read_dir(cache.join("models/hashes")).unwrap().next().unwrap().unwrap().path();
         let text = fs::read_to_string(&stamp_file).unwrap().replace(SHA256_OF_ABC, "lie");
         fs::write(&stamp_file, text).unwrap();
         assert_eq!(hash_file(dir.path(), "f", &cache).unwrap().sha256, "lie");

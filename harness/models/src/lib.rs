@@ -135,6 +135,8 @@ pub fn resolve_in(
         ModelName::Nano => nano::resolve(cache),
         ModelName::Synth { size, seed } => synth::resolve(name, &size, seed, options, cache),
         ModelName::Folder(path) => folder::resolve(name, &path, cache),
-        ModelName::Hub { repo, revision } => hub::resolve(name, &repo, revision.as_deref(), options, hub, cache),
+        ModelName::Hub { repo, revision } => {
+            hub::resolve(name, &repo, revision.as_deref(), options, hub, cache)
+        }
     }
 }

@@ -16,7 +16,8 @@ pub enum ModelName {
 impl ModelName {
     /// Reserved names first, then what looks like a path or is a folder, then hub ids.
     pub fn parse(name: &str) -> Result<ModelName, ModelError> {
-        let wrong = |reason: &str| ModelError::Name { name: name.to_owned(), reason: reason.to_owned() };
+        let wrong =
+            |reason: &str| ModelError::Name { name: name.to_owned(), reason: reason.to_owned() };
         if name.trim().is_empty() {
             return Err(wrong("it is empty"));
         }
@@ -25,7 +26,9 @@ impl ModelName {
         }
         if let Some(rest) = name.strip_prefix("synth:") {
             let (size, seed) = rest.split_once('@').unwrap_or((rest, "0"));
-            let seed = seed.parse().map_err(|_| wrong("the seed after @ is not a whole number from 0 to 2^64-1"))?;
+            let seed = seed
+                .parse()
+                .map_err(|_| wrong("the seed after @ is not a whole number from 0 to 2^64-1"))?;
             return Ok(ModelName::Synth { size: size.to_owned(), seed });
         }
         let (id, revision) = match name.split_once('@') {
@@ -54,7 +57,10 @@ pub(crate) fn is_revision(text: &str) -> bool {
 
 /// `id` is a name without its `@revision`, so that a revision may hold slashes.
 fn looks_like_a_path(id: &str) -> bool {
-    id.starts_with(['.', '/', '~']) || id.contains('\\') || id.ends_with('/') || id.matches('/').count() > 1
+    id.starts_with(['.', '/', '~'])
+        || id.contains('\\')
+        || id.ends_with('/')
+        || id.matches('/').count() > 1
 }
 
 fn expand_home(name: &str) -> PathBuf {
@@ -95,21 +101,44 @@ mod tests {
     fn every_form_of_name_is_understood() {
         assert_eq!(ModelName::parse("nano").unwrap(), ModelName::Nano);
         assert_eq!(ModelName::parse("gpt2").unwrap(), hub("openai-community/gpt2", None));
-        assert_eq!(ModelName::parse("distilgpt2@v1").unwrap(), hub("distilbert/distilgpt2", Some("v1")));
-        assert_eq!(ModelName::parse("org/some.model@pr/1").unwrap(), hub("org/some.model", Some("pr/1")));
+        assert_eq!(
+            ModelName::parse("distilgpt2@v1").unwrap(),
+            hub("distilbert/distilgpt2", Some("v1"))
+        );
+        assert_eq!(
+            ModelName::parse("org/some.model@pr/1").unwrap(),
+            hub("org/some.model", Some("pr/1"))
+        );
         assert_eq!(ModelName::parse("./x@y/z").unwrap(), ModelName::Folder("./x@y/z".into()));
         assert_eq!(ModelName::parse("a/b/c").unwrap(), ModelName::Folder("a/b/c".into()));
         let synth = ModelName::Synth { size: "gpt2".into(), seed: 7 };
         assert_eq!(ModelName::parse("synth:gpt2@7").unwrap(), synth);
-        assert_eq!(ModelName::parse("synth:tiny").unwrap(), ModelName::Synth { size: "tiny".into(), seed: 0 });
+        assert_eq!(
+            ModelName::parse("synth:tiny").unwrap(),
+            ModelName::Synth { size: "tiny".into(), seed: 0 }
+        );
     }
 
     #[test]
     fn malformed_names_are_usage_errors() {
-        for name in ["", " ", "org/na me", "-x", "org/..", "synth:gpt2@x", "org/name@", "gp--t2", "org/name@../b", "gpt2@"] {
+        for name in [
+            "",
+            " ",
+            "org/na me",
+            "-x",
+            "org/..",
+            "synth:gpt2@x",
+            "org/name@",
+            "gp--t2",
+            "org/name@../b",
+            "gpt2@",
+        ] {
             let error = ModelName::parse(name).expect_err(name);
             assert_eq!(error.exit_code(), 2, "{name}: {error}");
-            assert!(error.to_string().starts_with("failed to understand the model name"), "{error}");
+            assert!(
+                error.to_string().starts_with("failed to understand the model name"),
+                "{error}"
+            );
         }
     }
 

@@ -36,7 +36,11 @@ fn resolve_from(embedded: &[EmbeddedFile], cache: &Path) -> Result<ResolvedModel
     })?;
     let mut files: Vec<FileHash> = embedded
         .iter()
-        .map(|file| FileHash { name: file.name.to_owned(), bytes: file.bytes.len() as u64, sha256: file.sha256.to_owned() })
+        .map(|file| FileHash {
+            name: file.name.to_owned(),
+            bytes: file.bytes.len() as u64,
+            sha256: file.sha256.to_owned(),
+        })
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(ResolvedModel {
@@ -51,10 +55,18 @@ fn resolve_from(embedded: &[EmbeddedFile], cache: &Path) -> Result<ResolvedModel
 
 /// nano's tokenizer files: the 50,257-token GPT-2 BPE, which the synthetic models carry too.
 pub(crate) fn tokenizer_files() -> impl Iterator<Item = &'static EmbeddedFile> {
-    FILES.iter().filter(|file| matches!(file.name, "tokenizer.json" | "tokenizer_config.json" | "vocab.json" | "merges.txt"))
+    FILES.iter().filter(|file| {
+        matches!(
+            file.name,
+            "tokenizer.json" | "tokenizer_config.json" | "vocab.json" | "merges.txt"
+        )
+    })
 }
 
-fn find<'a>(embedded: &'a [EmbeddedFile], name: &'static str) -> Result<&'a EmbeddedFile, ModelError> {
+fn find<'a>(
+    embedded: &'a [EmbeddedFile],
+    name: &'static str,
+) -> Result<&'a EmbeddedFile, ModelError> {
     embedded.iter().find(|file| file.name == name).ok_or(ModelError::NoNano { missing: name })
 }
 
@@ -76,7 +88,11 @@ mod tests {
     }
 
     fn stand_in() -> [EmbeddedFile; 3] {
-        [file("model.safetensors", b"weights"), file("config.json", b"{}"), file("tokenizer.json", b"{}")]
+        [
+            file("model.safetensors", b"weights"),
+            file("config.json", b"{}"),
+            file("tokenizer.json", b"{}"),
+        ]
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub fn by_repo(repo: &str) -> Option<&'static Published> {
 /// came from. Where it isn't, `trusted_repo` does: the repository that vouches for the bytes.
 pub(crate) fn kind(weights_sha256: &str, trusted_repo: Option<&str>) -> ModelKind {
     let known = PUBLISHED.iter().any(|published| published.weights_sha256 == Some(weights_sha256));
-    let vouched = trusted_repo.and_then(by_repo).is_some_and(|published| published.weights_sha256.is_none());
+    let vouched =
+        trusted_repo.and_then(by_repo).is_some_and(|published| published.weights_sha256.is_none());
     if known || vouched { ModelKind::Real } else { ModelKind::Trained }
 }
 
@@ -52,7 +53,11 @@ mod tests {
     fn a_known_hash_decides_alone_and_an_unknown_one_leaves_it_to_the_repository() {
         let gpt2 = PUBLISHED[0].weights_sha256.unwrap();
         assert_eq!(kind(gpt2, None), ModelKind::Real);
-        assert_eq!(kind("0", Some("openai-community/gpt2")), ModelKind::Trained, "not gpt2's weights, whatever the name");
+        assert_eq!(
+            kind("0", Some("openai-community/gpt2")),
+            ModelKind::Trained,
+            "not gpt2's weights, whatever the name"
+        );
         assert_eq!(kind("0", Some("openai-community/gpt2-xl")), ModelKind::Real);
         assert_eq!(kind("0", Some("someone/gpt2-xl")), ModelKind::Trained);
         assert_eq!(kind("0", None), ModelKind::Trained);

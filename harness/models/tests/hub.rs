@@ -42,15 +42,28 @@ impl World {
     }
 
     fn env(&self) -> HubEnv {
-        let mut env =
-            HubEnv::from_vars(|name| self.vars.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()));
-        env.patience =
-            Patience { attempts: 3, first_wait: Duration::from_millis(5), silence: Duration::from_millis(400) };
+        let mut env = HubEnv::from_vars(|name| {
+            self.vars.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        });
+        env.patience = Patience {
+            attempts: 3,
+            first_wait: Duration::from_millis(5),
+            silence: Duration::from_millis(400),
+        };
         env
     }
 
-    fn resolve_as(&self, name: &str, options: &ResolveOptions) -> Result<ResolvedModel, ModelError> {
-        resolve_in(name, &ResolveOptions { quiet: true, ..options.clone() }, &self.path("llorch"), &self.env())
+    fn resolve_as(
+        &self,
+        name: &str,
+        options: &ResolveOptions,
+    ) -> Result<ResolvedModel, ModelError> {
+        resolve_in(
+            name,
+            &ResolveOptions { quiet: true, ..options.clone() },
+            &self.path("llorch"),
+            &self.env(),
+        )
     }
 
     fn resolve(&self) -> Result<ResolvedModel, ModelError> {
@@ -84,7 +97,10 @@ fn a_download_lands_in_the_hubs_own_layout_and_serves_offline_from_then_on() {
     assert_eq!(fs::read_to_string(root.join("refs/main")).unwrap(), COMMIT);
     assert_eq!(model.dir, root.join("snapshots").join(COMMIT));
     let blob = root.join("blobs").join(sha256(&world.weights()));
-    assert_eq!(model.dir.join("model.safetensors").canonicalize().unwrap(), blob.canonicalize().unwrap());
+    assert_eq!(
+        model.dir.join("model.safetensors").canonicalize().unwrap(),
+        blob.canonicalize().unwrap()
+    );
     assert_eq!(fs::read(&blob).unwrap(), world.weights());
     assert!(!model.dir.join("README.md").exists(), "what nobody reads is not downloaded");
 
@@ -107,7 +123,10 @@ fn a_cut_connection_is_resumed_within_the_command() {
     });
     let model = world.resolve().unwrap();
     assert_eq!(model.weights_sha256(), sha256(&world.weights()));
-    assert_eq!(world.hub.ranges("model.safetensors"), ["bytes=0-", "bytes=100000-", "bytes=150000-"]);
+    assert_eq!(
+        world.hub.ranges("model.safetensors"),
+        ["bytes=0-", "bytes=100000-", "bytes=150000-"]
+    );
 }
 
 #[test]
@@ -131,12 +150,16 @@ fn what_has_arrived_is_kept_for_the_next_command() {
     let world = World::new();
     world.hub.change(|hub| hub.always.push(("model.safetensors".to_owned(), Fault::CutAfter(0))));
     world.hub.change(|hub| {
-        hub.faults.insert("model.safetensors".to_owned(), VecDeque::from([Fault::CutAfter(123_456)]));
+        hub.faults
+            .insert("model.safetensors".to_owned(), VecDeque::from([Fault::CutAfter(123_456)]));
     });
     let error = world.refusal("found 123456 bytes, expected 400072");
     assert!(error.to_string().contains("goes on from there"), "{error}");
     let snapshot = world.repo_dir().join("snapshots").join(COMMIT);
-    assert!(!snapshot.join("model.safetensors").exists(), "half a file must never look like a whole one");
+    assert!(
+        !snapshot.join("model.safetensors").exists(),
+        "half a file must never look like a whole one"
+    );
     assert!(!world.repo_dir().join("refs/main").exists());
 
     world.hub.change(|hub| hub.always.clear());
@@ -178,8 +201,12 @@ fn wrong_content_is_removed_and_reported_with_both_hashes() {
         assert!(matches!(error, ModelError::WrongHash { .. }), "{error:?}");
         assert!(error.to_string().contains(&stand_in::etag(file, &bad)), "{error}");
         let blobs = fs::read_dir(world.repo_dir().join("blobs")).unwrap();
-        let names: Vec<String> = blobs.map(|blob| blob.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(!names.iter().any(|name| name.starts_with(&stand_in::etag(file, &good))), "{names:?}");
+        let names: Vec<String> =
+            blobs.map(|blob| blob.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(
+            !names.iter().any(|name| name.starts_with(&stand_in::etag(file, &good))),
+            "{names:?}"
+        );
 
         world.hub.change(|hub| hub.forged.clear());
         world.resolve().unwrap();
@@ -191,7 +218,8 @@ fn a_damaged_leftover_is_thrown_away_and_downloaded_anew() {
     let world = World::new();
     let blobs = world.repo_dir().join("blobs");
     fs::create_dir_all(&blobs).unwrap();
-    fs::write(blobs.join(format!("{}.incomplete", sha256(&world.weights()))), "not what was sent").unwrap();
+    fs::write(blobs.join(format!("{}.incomplete", sha256(&world.weights()))), "not what was sent")
+        .unwrap();
     let model = world.resolve().unwrap();
     assert_eq!(model.weights_sha256(), sha256(&world.weights()));
     assert_eq!(world.hub.ranges("model.safetensors"), ["bytes=17-", "bytes=0-"]);
@@ -231,16 +259,20 @@ fn what_is_not_there_is_named() {
 
 #[test]
 fn a_repository_in_another_format_is_refused_with_the_way_out() {
-    for (file, expected) in
-        [("pytorch_model.bin", "only pytorch_model.bin"), ("model.safetensors.index.json", "split over several files")]
-    {
+    for (file, expected) in [
+        ("pytorch_model.bin", "only pytorch_model.bin"),
+        ("model.safetensors.index.json", "split over several files"),
+    ] {
         let world = World::new();
         world.hub.change(|hub| {
             hub.files.remove("model.safetensors");
             hub.files.insert(file.to_owned(), b"x".to_vec());
         });
         let error = world.resolve().unwrap_err();
-        assert!(error.to_string().contains(expected) && error.to_string().contains("save_pretrained"), "{error}");
+        assert!(
+            error.to_string().contains(expected) && error.to_string().contains("save_pretrained"),
+            "{error}"
+        );
         assert_eq!(error.exit_code(), 2);
         assert_eq!(world.hub.ranges(file), [""; 0], "what is refused is not downloaded");
     }
@@ -284,8 +316,12 @@ fn the_token_goes_to_the_hub_and_not_where_it_redirects() {
     let model = world.resolve().unwrap();
     assert_eq!(model.weights_sha256(), sha256(&world.weights()));
     let log = world.hub.log();
-    let (elsewhere, hub): (Vec<_>, Vec<_>) = log.iter().partition(|seen| seen.host.starts_with("localhost"));
-    assert!(!elsewhere.is_empty() && elsewhere.iter().all(|seen| seen.token.is_none()), "{elsewhere:?}");
+    let (elsewhere, hub): (Vec<_>, Vec<_>) =
+        log.iter().partition(|seen| seen.host.starts_with("localhost"));
+    assert!(
+        !elsewhere.is_empty() && elsewhere.iter().all(|seen| seen.token.is_none()),
+        "{elsewhere:?}"
+    );
     assert!(hub.iter().all(|seen| seen.token.as_deref() == Some("Bearer hf_secret")), "{hub:?}");
 }
 
@@ -299,7 +335,9 @@ fn a_token_file_and_a_cache_elsewhere_are_honoured() {
     let model = world.resolve().unwrap();
     assert!(model.dir.starts_with(&elsewhere), "{}", model.dir.display());
     assert!(!world.path("hf/hub").exists());
-    assert!(world.hub.log().iter().all(|seen| seen.token.as_deref() == Some("Bearer hf_from_file")));
+    assert!(
+        world.hub.log().iter().all(|seen| seen.token.as_deref() == Some("Bearer hf_from_file"))
+    );
 }
 
 #[test]
@@ -317,9 +355,16 @@ fn weights_that_are_not_gpt2s_are_not_called_real_under_its_name() {
     let world = World::new();
     let model = world.resolve_as("gpt2", &ResolveOptions::default()).unwrap();
     assert_eq!(model.kind, ModelKind::Trained);
-    assert!(model.source.contains("openai-community/gpt2") && model.source.contains("not known to be"), "{}", model.source);
+    assert!(
+        model.source.contains("openai-community/gpt2") && model.source.contains("not known to be"),
+        "{}",
+        model.source
+    );
     // Nothing is known of gpt2-xl's hash, but this is not the hub that could vouch for it.
-    assert_eq!(world.resolve_as("gpt2-xl", &ResolveOptions::default()).unwrap().kind, ModelKind::Trained);
+    assert_eq!(
+        world.resolve_as("gpt2-xl", &ResolveOptions::default()).unwrap().kind,
+        ModelKind::Trained
+    );
 }
 
 #[test]
@@ -357,7 +402,8 @@ fn a_cache_that_cannot_be_written_is_named() {
 #[test]
 fn a_revision_cannot_climb_out_of_the_cache() {
     let world = World::new();
-    let options = ResolveOptions { revision: Some("../../x".to_owned()), ..ResolveOptions::default() };
+    let options =
+        ResolveOptions { revision: Some("../../x".to_owned()), ..ResolveOptions::default() };
     let error = world.resolve_as(REPO, &options).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
     assert!(!Path::new(&world.path("hf")).exists());

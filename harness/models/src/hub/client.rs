@@ -80,7 +80,10 @@ impl Client {
             .with_progress(false)
             .with_user_agent("llorch", env!("CARGO_PKG_VERSION"))
             .build()
-            .map_err(|error| ModelError::Network { endpoint: env.endpoint.clone(), reason: error.to_string() })?;
+            .map_err(|error| ModelError::Network {
+                endpoint: env.endpoint.clone(),
+                reason: error.to_string(),
+            })?;
         Ok(Client { agent: config.build().into(), api, env: env.clone() })
     }
 
@@ -94,16 +97,24 @@ impl Client {
             let silence = Some(self.env.patience.silence);
             let request = self.api.repo(repo.clone()).info_request().query("blobs", "true");
             let mut config = request.config().http_status_as_error(false);
-            config = config.timeout_resolve(silence).timeout_connect(silence).timeout_recv_response(silence);
+            config = config
+                .timeout_resolve(silence)
+                .timeout_connect(silence)
+                .timeout_recv_response(silence);
             if is_loopback(&self.env.endpoint) {
                 config = config.proxy(None);
             }
-            let mut response = config.timeout_per_read(silence).build().call().map_err(|error| self.failure(&error))?;
+            let mut response = config
+                .timeout_per_read(silence)
+                .build()
+                .call()
+                .map_err(|error| self.failure(&error))?;
             if response.status().as_u16() == 404 && error_code(response.headers()).is_none() {
                 return Ok(None);
             }
             self.check_status(&response, &format!("repository {id}"), repo)?;
-            let text = response.body_mut().read_to_string().map_err(|error| self.failure(&error))?;
+            let text =
+                response.body_mut().read_to_string().map_err(|error| self.failure(&error))?;
             let Ok(info) = serde_json::from_str::<Info>(&text) else { return Ok(None) };
             let files = info.siblings.into_iter().map(|file| (file.rfilename, file.size)).collect();
             Ok(Some(Listing { commit: info.sha, files }))
@@ -111,29 +122,46 @@ impl Client {
     }
 
     /// What the hub says of one file, or None where there is no such file.
-    pub fn describe(&self, repo: &Repo, id: &str, name: &str) -> Result<Option<Remote>, ModelError> {
+    pub fn describe(
+        &self,
+        repo: &Repo,
+        id: &str,
+        name: &str,
+    ) -> Result<Option<Remote>, ModelError> {
         let url = self.api.repo(repo.clone()).url(name);
         self.with_patience(|| {
             // One byte: the answer's headers say all, and unlike HEAD every server knows GET.
             let (response, first) = self.get(&url, "bytes=0-0")?;
-            if response.status().as_u16() == 404 && !matches!(error_code(&first), Some("RepoNotFound" | "RevisionNotFound")) {
+            if response.status().as_u16() == 404
+                && !matches!(error_code(&first), Some("RepoNotFound" | "RevisionNotFound"))
+            {
                 return Ok(None);
             }
             self.check_status(&response, &format!("{name} of {id}"), repo)?;
             let header = |name: &str| text(&first, name).or_else(|| text(response.headers(), name));
-            let etag = header("x-linked-etag").or_else(|| header("etag")).map(clean_etag).unwrap_or_default();
+            let etag = header("x-linked-etag")
+                .or_else(|| header("etag"))
+                .map(clean_etag)
+                .unwrap_or_default();
             let commit = header("x-repo-commit").unwrap_or_default().to_owned();
-            let whole = if response.status().as_u16() == 206 { None } else { text(response.headers(), "content-length") };
+            let whole = if response.status().as_u16() == 206 {
+                None
+            } else {
+                text(response.headers(), "content-length")
+            };
             let bytes = text(response.headers(), "content-range")
                 .and_then(|range| range.rsplit('/').next())
                 .or_else(|| header("x-linked-size"))
                 .or(whole)
                 .and_then(|size| size.parse().ok());
-            let (Some(bytes), true, true) = (bytes, is_safe_name(&etag), is_safe_name(&commit)) else {
+            let (Some(bytes), true, true) = (bytes, is_safe_name(&etag), is_safe_name(&commit))
+            else {
                 return Err(Failure::Final(ModelError::Answer {
                     endpoint: url.clone(),
                     found: format!("ETag `{etag}`, X-Repo-Commit `{commit}`, size {bytes:?}"),
-                    expected: "the headers of a Hugging Face hub (ETag, X-Repo-Commit, Content-Range)".to_owned(),
+                    expected:
+                        "the headers of a Hugging Face hub (ETag, X-Repo-Commit, Content-Range)"
+                            .to_owned(),
                 }));
             };
             Ok(Some(Remote { name: name.to_owned(), url: url.clone(), commit, etag, bytes }))
@@ -160,7 +188,10 @@ impl Client {
                 Err(Failure::Passing(reason)) => {
                     failures += 1;
                     if failures >= self.env.patience.attempts.min(3) {
-                        return Err(ModelError::Network { endpoint: self.env.endpoint.clone(), reason });
+                        return Err(ModelError::Network {
+                            endpoint: self.env.endpoint.clone(),
+                            reason,
+                        });
                     }
                     std::thread::sleep(self.wait(failures));
                 }
@@ -184,7 +215,9 @@ impl Client {
         let mut first: Option<HeaderMap> = None;
         for _ in 0..HOPS {
             let mut request = self.agent.get(&url).header("Range", range);
-            if let Some(token) = self.env.token.as_ref().filter(|_| origin(&url) == origin(&self.env.endpoint)) {
+            if let Some(token) =
+                self.env.token.as_ref().filter(|_| origin(&url) == origin(&self.env.endpoint))
+            {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
             let response = request.call().map_err(|error| self.failure(&error))?;
@@ -220,31 +253,53 @@ impl Client {
         }
     }
 
-    fn check_status(&self, response: &Response<Body>, what: &str, repo: &Repo) -> Result<(), Failure> {
+    fn check_status(
+        &self,
+        response: &Response<Body>,
+        what: &str,
+        repo: &Repo,
+    ) -> Result<(), Failure> {
         let status = response.status().as_u16();
         let (what, endpoint) = (what.to_owned(), self.env.endpoint.clone());
         let missing = |what: String, expected: &str| {
             let found = format!("HTTP {status}");
-            Failure::Final(ModelError::NotFound { what, endpoint: endpoint.clone(), found, expected: expected.to_owned() })
+            Failure::Final(ModelError::NotFound {
+                what,
+                endpoint: endpoint.clone(),
+                found,
+                expected: expected.to_owned(),
+            })
         };
         match (status, error_code(response.headers())) {
             (200..=299, _) => Ok(()),
-            (_, Some("RevisionNotFound")) => {
-                Err(missing(format!("revision {} ({what})", repo.revision()), "an existing branch, tag or commit"))
+            (_, Some("RevisionNotFound")) => Err(missing(
+                format!("revision {} ({what})", repo.revision()),
+                "an existing branch, tag or commit",
+            )),
+            (401 | 404, Some("RepoNotFound")) if self.env.token.is_none() => Err(missing(
+                what,
+                "an existing public repository (for a private one, set HF_TOKEN)",
+            )),
+            (_, Some("RepoNotFound")) => {
+                Err(missing(what, "an existing repository that HF_TOKEN may read"))
             }
-            (401 | 404, Some("RepoNotFound")) if self.env.token.is_none() => {
-                Err(missing(what, "an existing public repository (for a private one, set HF_TOKEN)"))
-            }
-            (_, Some("RepoNotFound")) => Err(missing(what, "an existing repository that HF_TOKEN may read")),
             (404 | 410, _) => Err(missing(what, "an existing repository and file")),
             (401 | 403, code) => Err(Failure::Final(ModelError::Refused {
                 what,
                 endpoint,
                 status,
                 remedy: match (code, &self.env.token) {
-                    (Some("GatedRepo"), _) => "accept its terms on its page, and set HF_TOKEN to a token of that account".to_owned(),
-                    (_, None) => "it is private or doesn't exist: check the name, or set HF_TOKEN".to_owned(),
-                    (_, Some(_)) => "the token (HF_TOKEN, or the file `token` in HF_HOME) has no access to it".to_owned(),
+                    (Some("GatedRepo"), _) => {
+                        "accept its terms on its page, and set HF_TOKEN to a token of that account"
+                            .to_owned()
+                    }
+                    (_, None) => {
+                        "it is private or doesn't exist: check the name, or set HF_TOKEN".to_owned()
+                    }
+                    (_, Some(_)) => {
+                        "the token (HF_TOKEN, or the file `token` in HF_HOME) has no access to it"
+                            .to_owned()
+                    }
                 },
             })),
             (408 | 425 | 429 | 500..=599, _) => Err(Failure::Passing(format!("HTTP {status}"))),

@@ -34,7 +34,11 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Patience {
-        Patience { attempts: 5, first_wait: Duration::from_millis(300), silence: Duration::from_secs(30) }
+        Patience {
+            attempts: 5,
+            first_wait: Duration::from_millis(300),
+            silence: Duration::from_secs(30),
+        }
     }
 }
 
@@ -46,8 +50,13 @@ impl HubEnv {
 
     /// The same from any set of variables.
     pub fn from_vars(get: impl Fn(&str) -> Option<String>) -> HubEnv {
-        let set = |name: &str| get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let user = set("HOME").or_else(|| set("USERPROFILE")).map(PathBuf::from).or_else(std::env::home_dir);
+        let set = |name: &str| {
+            get(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+        };
+        let user = set("HOME")
+            .or_else(|| set("USERPROFILE"))
+            .map(PathBuf::from)
+            .or_else(std::env::home_dir);
         let path = |text: String| match (text.strip_prefix("~/"), &user) {
             (Some(rest), Some(user)) => user.join(rest),
             _ => std::path::absolute(&text).unwrap_or_else(|_| PathBuf::from(&text)),
@@ -63,7 +72,9 @@ impl HubEnv {
         HubEnv {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             cache: cache.unwrap_or_else(|| home.join("hub")),
-            token: set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(|| read_token(&token_file)),
+            token: set("HF_TOKEN")
+                .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
+                .or_else(|| read_token(&token_file)),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             patience: Patience::default(),
         }
@@ -96,7 +107,9 @@ mod tests {
     use super::*;
 
     fn env(vars: &[(&str, &str)]) -> HubEnv {
-        HubEnv::from_vars(|name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+        HubEnv::from_vars(|name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
     }
 
     #[test]
@@ -106,13 +119,22 @@ mod tests {
         assert_eq!(plain.cache, Path::new("/u/.cache/huggingface/hub"));
         assert!(!plain.offline && plain.token.is_none());
 
-        assert_eq!(env(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/x")]).cache, Path::new("/x/huggingface/hub"));
+        assert_eq!(
+            env(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/x")]).cache,
+            Path::new("/x/huggingface/hub")
+        );
         assert_eq!(env(&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/x")]).cache, Path::new("/h/hub"));
         assert_eq!(env(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c")]).cache, Path::new("/c"));
         assert_eq!(env(&[("HOME", "/u"), ("HF_HOME", "~/h")]).cache, Path::new("/u/h/hub"));
         assert_eq!(env(&[("HF_ENDPOINT", "http://mirror:8000/")]).endpoint, "http://mirror:8000");
-        for (value, offline) in [("1", true), ("true", true), ("ON", true), ("0", false), ("", false), ("no", false)] {
-            assert_eq!(env(&[("HF_HUB_OFFLINE", value)]).offline, offline, "HF_HUB_OFFLINE={value}");
+        for (value, offline) in
+            [("1", true), ("true", true), ("ON", true), ("0", false), ("", false), ("no", false)]
+        {
+            assert_eq!(
+                env(&[("HF_HUB_OFFLINE", value)]).offline,
+                offline,
+                "HF_HUB_OFFLINE={value}"
+            );
         }
     }
 

@@ -54,9 +54,13 @@ pub fn resolve(
     let old_id = published::by_repo(id).map(|known| known.name);
     let cached = store.snapshot().or_else(|| Store::new(env, old_id?, revision).snapshot());
 
-    let whole = cached.as_ref().is_some_and(|snapshot| NEEDED.iter().all(|file| snapshot.has(file)));
+    let whole =
+        cached.as_ref().is_some_and(|snapshot| NEEDED.iter().all(|file| snapshot.has(file)));
     let usable = cached.clone().filter(|_| whole);
-    if let Some(snapshot) = usable.as_ref().filter(|snapshot| options.offline || env.offline || snapshot.has_tokenizer()) {
+    if let Some(snapshot) = usable
+        .as_ref()
+        .filter(|snapshot| options.offline || env.offline || snapshot.has_tokenizer())
+    {
         return finish(name, id, snapshot, None, cache);
     }
     if options.offline || env.offline {
@@ -77,7 +81,8 @@ fn offline(id: &str, revision: &str, store: &Store<'_>, cached: Option<&Snapshot
     let found = match cached {
         None => format!("no snapshot of revision {revision}"),
         Some(snapshot) => {
-            let missing: Vec<&str> = NEEDED.into_iter().filter(|file| !snapshot.has(file)).collect();
+            let missing: Vec<&str> =
+                NEEDED.into_iter().filter(|file| !snapshot.has(file)).collect();
             format!("a snapshot without {}", missing.join(" and "))
         }
     };
@@ -158,10 +163,18 @@ impl<'a> Store<'a> {
     /// The snapshot that the revision (a branch or tag by its ref, or a commit) stands for here.
     fn snapshot(&self) -> Option<Snapshot> {
         let revision = self.repo.revision();
-        let of = |commit: &str| Snapshot { commit: commit.to_owned(), dir: self.cached.pointer_path(commit) };
+        let of = |commit: &str| Snapshot {
+            commit: commit.to_owned(),
+            dir: self.cached.pointer_path(commit),
+        };
         let by_ref = fs::read_to_string(self.root.join("refs").join(revision)).ok();
-        let by_ref = by_ref.map(|text| text.trim().to_owned()).filter(|commit| !commit.is_empty() && is_revision(commit));
-        by_ref.map(|commit| of(&commit)).or_else(|| Some(of(revision))).filter(|snapshot| snapshot.dir.is_dir())
+        let by_ref = by_ref
+            .map(|text| text.trim().to_owned())
+            .filter(|commit| !commit.is_empty() && is_revision(commit));
+        by_ref
+            .map(|commit| of(&commit))
+            .or_else(|| Some(of(revision)))
+            .filter(|snapshot| snapshot.dir.is_dir())
     }
 
     /// Brings what the repository has of the files that matter.
@@ -170,14 +183,19 @@ impl<'a> Store<'a> {
         let listing = client.listing(&self.repo, self.id)?;
         let remotes = self.describe_all(&client, listing.as_ref())?;
         let commit = remotes[0].commit.clone();
-        let missing: Vec<&Remote> = remotes.iter().filter(|remote| !self.has_blob(remote)).collect();
-        let bytes: u64 = missing.iter().map(|remote| remote.bytes - self.already_there(remote)).sum();
+        let missing: Vec<&Remote> =
+            remotes.iter().filter(|remote| !self.has_blob(remote)).collect();
+        let bytes: u64 =
+            missing.iter().map(|remote| remote.bytes - self.already_there(remote)).sum();
         if !missing.is_empty() {
             check_free_space(&format!("{} ({} files)", self.id, missing.len()), &self.root, bytes)?;
             if !quiet {
                 let megabytes = bytes as f64 / 1e6;
                 let (files, root) = (missing.len(), self.root.display());
-                eprintln!("{} at {commit}: {megabytes:.1} MB to download in {files} files, into {root}", self.id);
+                eprintln!(
+                    "{} at {commit}: {megabytes:.1} MB to download in {files} files, into {root}",
+                    self.id
+                );
             }
         }
         for remote in &remotes {
@@ -190,7 +208,11 @@ impl<'a> Store<'a> {
     }
 
     /// Every file to have, the weights last, all of one commit.
-    fn describe_all(&self, client: &Client, listing: Option<&Listing>) -> Result<Vec<Remote>, ModelError> {
+    fn describe_all(
+        &self,
+        client: &Client,
+        listing: Option<&Listing>,
+    ) -> Result<Vec<Remote>, ModelError> {
         let listed = |file: &str| listing.is_none_or(|listing| listing.files.contains_key(file));
         let describe = |file: &str| match listed(file) {
             true => client.describe(&self.repo, self.id, file),
@@ -216,12 +238,15 @@ impl<'a> Store<'a> {
 
         let commit = listing.map_or(&remotes[0].commit, |listing| &listing.commit);
         for remote in &remotes {
-            let size = listing.and_then(|listing| listing.files.get(&remote.name).copied().flatten());
+            let size =
+                listing.and_then(|listing| listing.files.get(&remote.name).copied().flatten());
             if remote.commit != *commit {
                 return Err(ModelError::Answer {
                     endpoint: remote.url.clone(),
                     found: format!("commit {}", remote.commit),
-                    expected: format!("{commit}, as of the other files (was the repository changed just now?)"),
+                    expected: format!(
+                        "{commit}, as of the other files (was the repository changed just now?)"
+                    ),
                 });
             }
             if let Some(expected) = size.filter(|size| *size != remote.bytes) {
@@ -251,7 +276,8 @@ impl<'a> Store<'a> {
     }
 
     fn has_blob(&self, remote: &Remote) -> bool {
-        fs::metadata(self.cached.blob_path(&remote.etag)).is_ok_and(|blob| blob.len() == remote.bytes)
+        fs::metadata(self.cached.blob_path(&remote.etag))
+            .is_ok_and(|blob| blob.len() == remote.bytes)
     }
 
     fn already_there(&self, remote: &Remote) -> u64 {
@@ -264,7 +290,12 @@ impl<'a> Store<'a> {
         let blob = self.cached.blob_path(&remote.etag);
         let pointer = self.cached.pointer_path(&remote.commit).join(&remote.name);
         // Where the Python library locks, too: neither writes into the other's download.
-        let lock_file = self.env.cache.join(".locks").join(self.repo.folder_name()).join(format!("{}.lock", remote.etag));
+        let lock_file = self
+            .env
+            .cache
+            .join(".locks")
+            .join(self.repo.folder_name())
+            .join(format!("{}.lock", remote.etag));
         for path in [&blob, &pointer, &lock_file] {
             let folder = path.parent().unwrap_or(path);
             fs::create_dir_all(folder).map_err(ModelError::hub_cache(folder))?;

@@ -26,7 +26,10 @@ pub(super) fn download(
     let mut verified = verify(client, remote, &partial);
     if inherited > 0 && matches!(verified, Err(ModelError::WrongHash { .. })) {
         // The fault may lie in what an earlier command left.
-        progress.note(&format!("{}: what an earlier download left is damaged; starting over", remote.name));
+        progress.note(&format!(
+            "{}: what an earlier download left is damaged; starting over",
+            remote.name
+        ));
         receive(client, repo, remote, &partial, progress)?;
         verified = verify(client, remote, &partial);
     }
@@ -42,7 +45,11 @@ fn receive(
     partial: &Path,
     progress: &mut Progress,
 ) -> Result<(), ModelError> {
-    let mut file = File::options().create(true).append(true).open(partial).map_err(ModelError::hub_cache(partial))?;
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(partial)
+        .map_err(ModelError::hub_cache(partial))?;
     let mut have = file.metadata().map_err(ModelError::hub_cache(partial))?.len();
     if have > remote.bytes {
         truncate(&mut file, 0).map_err(ModelError::hub_cache(partial))?;
@@ -57,7 +64,9 @@ fn receive(
             Ok(()) if have == remote.bytes => break,
             Ok(()) => None,
             Err(Interrupted::Connection(reason)) => Some(reason),
-            Err(Interrupted::Disk(source)) => return Err(ModelError::HubCache { path: partial.to_owned(), source }),
+            Err(Interrupted::Disk(source)) => {
+                return Err(ModelError::HubCache { path: partial.to_owned(), source });
+            }
             Err(Interrupted::Final(error)) => return Err(error),
         };
         failures = if have > furthest { 1 } else { failures + 1 };
@@ -81,7 +90,10 @@ fn gave_up(client: &Client, remote: &Remote, have: u64, reason: Option<String>) 
     match reason {
         Some(reason) => ModelError::Network {
             endpoint: client.endpoint().to_owned(),
-            reason: format!("{reason} ({} at {have} of {} bytes: {kept})", remote.name, remote.bytes),
+            reason: format!(
+                "{reason} ({} at {have} of {} bytes: {kept})",
+                remote.name, remote.bytes
+            ),
         },
         None => ModelError::Truncated {
             what: remote.name.clone(),
@@ -117,7 +129,10 @@ fn receive_once(
         truncate(file, 0).map_err(Interrupted::Disk)?;
         progress.set(0);
         if incoming.start != 0 {
-            return Err(Interrupted::Connection(format!("bytes from {} on, not from {have}", incoming.start)));
+            return Err(Interrupted::Connection(format!(
+                "bytes from {} on, not from {have}",
+                incoming.start
+            )));
         }
     }
     let expected = remote.bytes - if incoming.start == have { have } else { 0 };
@@ -163,7 +178,10 @@ fn verify(client: &Client, remote: &Remote, partial: &Path) -> Result<(), ModelE
         path: PathBuf::from(&remote.name),
         found,
         expected: remote.etag.clone(),
-        origin: format!("the {name} that {} states; the download was removed, try again", client.endpoint()),
+        origin: format!(
+            "the {name} that {} states; the download was removed, try again",
+            client.endpoint()
+        ),
     })
 }
 

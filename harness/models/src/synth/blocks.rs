@@ -22,7 +22,8 @@ impl Maker {
         let (plan, size) = (&self.plan, self.plan.size);
         let (width, head) = (size.n_embd, size.head_width());
         let label = format!("h.{layer}.attn");
-        let styles: Vec<HeadStyle> = (0..size.n_head).map(|h| HeadStyle::new(self, &label, h)).collect();
+        let styles: Vec<HeadStyle> =
+            (0..size.n_head).map(|h| HeadStyle::new(self, &label, h)).collect();
 
         // Inputs have a standard deviation of ln_1's gain, so outputs have that of the factors here.
         let unit = 1.0 / (plan.attention_gain(layer) * (width as f64).sqrt());
@@ -33,9 +34,10 @@ impl Maker {
         }
         let mut weight = self.matrix(&format!("{label}.c_attn.weight"), width, &column_std);
         let mut bias = self.vector(&format!("{label}.c_attn.bias"), 3 * width, 0.1);
-        let scale = |weight: &mut [f32], row: usize, columns: std::ops::Range<usize>, factor: f32| {
-            weight[row * 3 * width..][columns].iter_mut().for_each(|w| *w *= factor);
-        };
+        let scale =
+            |weight: &mut [f32], row: usize, columns: std::ops::Range<usize>, factor: f32| {
+                weight[row * 3 * width..][columns].iter_mut().for_each(|w| *w *= factor);
+            };
         for c in plan.constant_channels() {
             // What is constant at position 0 carries no value, else every sink would add one vector
             // to all positions and the same token would win everywhere.
@@ -55,13 +57,21 @@ impl Maker {
     }
 
     /// Gives queries a constant part along a direction of the head, and the key of position 0 the same.
-    fn add_sink(&self, layer: usize, h: usize, style: &HeadStyle, weight: &mut [f32], bias: &mut [f32]) {
+    fn add_sink(
+        &self,
+        layer: usize,
+        h: usize,
+        style: &HeadStyle,
+        weight: &mut [f32],
+        bias: &mut [f32],
+    ) {
         let (plan, width, head) = (&self.plan, self.plan.size.n_embd, self.plan.size.head_width());
         let signs = self.stream(&format!("h.{layer}.attn.sink.{h}"));
         let root = (head as f64).sqrt();
         // The rows that tell position 0 from all others, with their signs there.
         let (marks, level): (Vec<(usize, f64)>, f64) = if layer > plan::MASSIVE_BLOCK {
-            let marks = plan.massive.iter().zip(plan::MASSIVE).map(|(&c, value)| (c, value.signum()));
+            let marks =
+                plan.massive.iter().zip(plan::MASSIVE).map(|(&c, value)| (c, value.signum()));
             (marks.collect(), plan.massive_after_ln())
         } else {
             let marks = plan.start.iter().enumerate().map(|(n, &c)| (c, self.start_sign(n)));
@@ -72,7 +82,8 @@ impl Maker {
             let along = signs.sign(d) / root;
             bias[h * head + d] += (root * along) as f32;
             for &(c, sign) in &marks {
-                weight[c * 3 * width + width + h * head + d] += (sign * style.sink / level * along) as f32;
+                weight[c * 3 * width + width + h * head + d] +=
+                    (sign * style.sink / level * along) as f32;
             }
         }
     }
@@ -82,7 +93,8 @@ impl Maker {
     fn add_look_back(&self, h: usize, distance: usize, strength: f64, weight: &mut [f32]) {
         let (plan, width, head) = (&self.plan, self.plan.size.n_embd, self.plan.size.head_width());
         let features = plan.half_tangents.len();
-        let gain = ((head as f64).sqrt() * strength / features as f64).sqrt() / plan::POSITION_LEVEL;
+        let gain =
+            ((head as f64).sqrt() * strength / features as f64).sqrt() / plan::POSITION_LEVEL;
         for (f, &half_tangent) in plan.half_tangents.iter().enumerate() {
             let (cos, sin) = rotations(half_tangent).nth(distance).unwrap_or((1.0, 0.0));
             let (sin_row, cos_row) = (plan.sin[f] * 3 * width, plan.cos[f] * 3 * width);
@@ -105,7 +117,8 @@ impl Maker {
         let std = |scale: &f64| (scale * plan.attention_std(layer) / root * 1.6) as f32;
         let column_std: Vec<f32> = self.write_scale.iter().map(std).collect();
         let weight = self.matrix(&format!("h.{layer}.attn.c_proj.weight"), width, &column_std);
-        let bias_std: Vec<f32> = self.write_scale.iter().map(|scale| (0.05 * scale) as f32).collect();
+        let bias_std: Vec<f32> =
+            self.write_scale.iter().map(|scale| (0.05 * scale) as f32).collect();
         let bias = self.matrix(&format!("h.{layer}.attn.c_proj.bias"), 1, &bias_std);
         Linear { weight, bias }
     }
@@ -125,14 +138,17 @@ impl Maker {
             fc.weight[c * inner..(c + 1) * inner].iter_mut().for_each(|w| *w *= 0.1);
         }
         for c in plan.position_channels() {
-            fc.weight[c * inner..(c + 1) * inner].iter_mut().for_each(|w| *w *= (0.6 * gain) as f32);
+            fc.weight[c * inner..(c + 1) * inner]
+                .iter_mut()
+                .for_each(|w| *w *= (0.6 * gain) as f32);
         }
         // 0.9 is about the root mean square of GELU at these preactivations.
         let per_unit = 0.9 * (inner as f64).sqrt();
         let std = |scale: &f64| (scale * plan.mlp_std(layer) / per_unit) as f32;
         let column_std: Vec<f32> = self.write_scale.iter().map(std).collect();
         let mut weight = self.matrix(&format!("{label}.c_proj.weight"), inner, &column_std);
-        let units = if layer == plan::MASSIVE_BLOCK { self.massive_units(&label) } else { Vec::new() };
+        let units =
+            if layer == plan::MASSIVE_BLOCK { self.massive_units(&label) } else { Vec::new() };
         for &unit in &units {
             self.make_massive(unit, &mut fc, &mut weight);
         }
@@ -156,7 +172,8 @@ impl Maker {
         }
         // 6 above what is wanted, and a bias of −6: elsewhere the unit is off.
         for (n, &c) in plan.start.iter().enumerate() {
-            fc.weight[c * inner + unit] = (self.start_sign(n) * (plan::MASSIVE_PREACTIVATION + 6.0) / mark) as f32;
+            fc.weight[c * inner + unit] =
+                (self.start_sign(n) * (plan::MASSIVE_PREACTIVATION + 6.0) / mark) as f32;
         }
         fc.bias[unit] = -6.0;
         for (&c, value) in plan.massive.iter().zip(plan::MASSIVE) {
@@ -167,12 +184,20 @@ impl Maker {
     /// Takes the mean of the MLP's output away: GELU's mean is positive, and the sum of its constants would
     /// favour one token everywhere. For z of standard deviation σ and mean b, E[gelu(z)] is about
     /// σ²/√(2π(1+σ²)) + b/2.
-    fn mlp_out_bias(&self, layer: usize, massive: &[usize], fc_bias: &[f32], weight: &[f32]) -> Vec<f32> {
+    fn mlp_out_bias(
+        &self,
+        layer: usize,
+        massive: &[usize],
+        fc_bias: &[f32],
+        weight: &[f32],
+    ) -> Vec<f32> {
         let (plan, width) = (&self.plan, self.plan.size.n_embd);
         let variance = PREACTIVATION_STD * PREACTIVATION_STD;
         let mean = variance / (2.0 * std::f64::consts::PI * (1.0 + variance)).sqrt();
         let mut sums = vec![0.0; width];
-        for (unit, row) in weight.chunks_exact(width).enumerate().filter(|(unit, _)| !massive.contains(unit)) {
+        for (unit, row) in
+            weight.chunks_exact(width).enumerate().filter(|(unit, _)| !massive.contains(unit))
+        {
             let expected = mean + 0.5 * f64::from(fc_bias[unit]);
             sums.iter_mut().zip(row).for_each(|(sum, &w)| *sum += expected * f64::from(w));
         }
@@ -181,11 +206,18 @@ impl Maker {
         let mut bias: Vec<f64> = (0..width).map(|c| noise(c) - sums[c]).collect();
         if layer == plan::OUTLIER_BLOCK {
             let size = plan::OUTLIER_RESIDUAL * (width as f64 / 768.0).sqrt();
-            plan.outlier.iter().take(2).enumerate().for_each(|(n, &c)| bias[c] -= size * Plan::outlier_sign(n));
+            plan.outlier
+                .iter()
+                .take(2)
+                .enumerate()
+                .for_each(|(n, &c)| bias[c] -= size * Plan::outlier_sign(n));
         }
         if layer + 1 == plan.size.n_layer {
             let size = 2.5 * plan.residual_std[layer + 1];
-            plan.outlier.iter().enumerate().for_each(|(n, &c)| bias[c] -= size * Plan::outlier_sign(n));
+            plan.outlier
+                .iter()
+                .enumerate()
+                .for_each(|(n, &c)| bias[c] -= size * Plan::outlier_sign(n));
         }
         bias.into_iter().map(|b| b as f32).collect()
     }

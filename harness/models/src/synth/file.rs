@@ -12,7 +12,8 @@ pub(super) type Layout = Vec<(String, Vec<usize>)>;
 /// The file's header: its length, then JSON padded to a multiple of 8, so that data is aligned.
 /// Written out by hand: its bytes are part of what is the same on every platform.
 pub(super) fn header(layout: &Layout, metadata: &[(&str, &str)]) -> Vec<u8> {
-    let pairs: Vec<String> = metadata.iter().map(|(key, value)| format!("\"{key}\":\"{value}\"")).collect();
+    let pairs: Vec<String> =
+        metadata.iter().map(|(key, value)| format!("\"{key}\":\"{value}\"")).collect();
     let mut json = format!("{{\"__metadata__\":{{{}}}", pairs.join(","));
     let mut offset = 0;
     for (name, shape) in layout {
@@ -23,7 +24,7 @@ pub(super) fn header(layout: &Layout, metadata: &[(&str, &str)]) -> Vec<u8> {
         offset = end;
     }
     json.push('}');
-    while json.len() % 8 != 0 {
+    while !json.len().is_multiple_of(8) {
         json.push(' ');
     }
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
@@ -48,7 +49,12 @@ pub(super) struct TensorFile {
 }
 
 impl TensorFile {
-    pub fn create(path: &Path, layout: Layout, header: &[u8], progress: Progress) -> Result<TensorFile, ModelError> {
+    pub fn create(
+        path: &Path,
+        layout: Layout,
+        header: &[u8],
+        progress: Progress,
+    ) -> Result<TensorFile, ModelError> {
         let file = File::create(path).map_err(ModelError::cache(path))?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(header).map_err(ModelError::cache(path))?;
@@ -76,6 +82,9 @@ impl TensorFile {
 
     pub fn finish(mut self) -> Result<(), ModelError> {
         assert_eq!(self.current, self.layout.len(), "every tensor of the layout is written");
-        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(ModelError::cache(&self.path))
+        self.file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all())
+            .map_err(ModelError::cache(&self.path))
     }
 }

@@ -67,7 +67,10 @@ pub fn resolve(
 ) -> Result<ResolvedModel, ModelError> {
     let size = *SIZES.iter().find(|known| known.name == size).ok_or_else(|| ModelError::Name {
         name: name.to_owned(),
-        reason: format!("there is no synthetic size `{size}`, only {}", SIZES.map(|known| known.name).join(", ")),
+        reason: format!(
+            "there is no synthetic size `{size}`, only {}",
+            SIZES.map(|known| known.name).join(", ")
+        ),
     })?;
     let identity = format!("{}, seed {seed}, recipe {RECIPE}", size.name);
     let key = hex(&Sha256::digest(&identity)[..8]);
@@ -83,7 +86,10 @@ pub fn resolve(
             let what = format!("computing synth:{} from seed {seed}", size.name);
             let progress = Progress::start(options.quiet, &what, file::data_bytes(&layout));
             let weights = fresh.join("model.safetensors");
-            write_tensors(Plan::new(size, seed), TensorFile::create(&weights, layout.clone(), &header, progress)?)?;
+            write_tensors(
+                Plan::new(size, seed),
+                TensorFile::create(&weights, layout.clone(), &header, progress)?,
+            )?;
             let sha256 = sha256_file(&weights).map_err(ModelError::io("read", &weights))?;
             let record = (RECORD, sha256.into_bytes());
             let config = ("config.json", config(size).into_bytes());
@@ -112,7 +118,8 @@ fn is_intact(dir: &Path, bytes: u64, cache: &Path) -> bool {
     weights.is_ok_and(|weights| weights.len() == bytes)
         && dir.join("config.json").is_file()
         && nano::tokenizer_files().all(|file| {
-            fs::metadata(dir.join(file.name)).is_ok_and(|found| found.len() == file.bytes.len() as u64)
+            fs::metadata(dir.join(file.name))
+                .is_ok_and(|found| found.len() == file.bytes.len() as u64)
         })
         && fs::read_to_string(dir.join(RECORD)).is_ok_and(|recorded| {
             hash_file(dir, "model.safetensors", cache).is_ok_and(|found| found.sha256 == recorded)
@@ -122,7 +129,8 @@ fn is_intact(dir: &Path, bytes: u64, cache: &Path) -> bool {
 /// Names and shapes as in the published checkpoints, their causal masks included.
 fn layout(size: Size) -> Layout {
     let (e, n) = (size.n_embd, size.n_positions);
-    let mut tensors = vec![("wte.weight".to_owned(), vec![VOCAB, e]), ("wpe.weight".to_owned(), vec![n, e])];
+    let mut tensors =
+        vec![("wte.weight".to_owned(), vec![VOCAB, e]), ("wpe.weight".to_owned(), vec![n, e])];
     for layer in 0..size.n_layer {
         let block = [
             ("ln_1.weight", vec![e]),
@@ -156,7 +164,10 @@ fn write_tensors(plan: Plan, mut out: TensorFile) -> Result<(), ModelError> {
     for layer in 0..size.n_layer {
         let (plan, at) = (&maker.plan, |name: &str| format!("h.{layer}.{name}"));
         let name = at("ln_1.weight");
-        out.write(&name, &maker.gains(&name, plan.attention_gain(layer), plan.residual_std[layer]))?;
+        out.write(
+            &name,
+            &maker.gains(&name, plan.attention_gain(layer), plan.residual_std[layer]),
+        )?;
         out.write(&at("ln_1.bias"), &maker.vector(&at("ln_1.bias"), size.n_embd, 0.02))?;
         out.write(&at("attn.bias"), &mask)?;
         let qkv = maker.qkv(layer);

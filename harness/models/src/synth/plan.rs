@@ -100,9 +100,14 @@ impl Plan {
             mid_std: Vec::new(),
         };
         for layer in 0..size.n_layer {
-            let (before, attention, mlp) = (plan.residual_std[layer], plan.attention_std(layer), plan.mlp_std(layer));
+            let (before, attention, mlp) =
+                (plan.residual_std[layer], plan.attention_std(layer), plan.mlp_std(layer));
             let mid = before * before + attention * attention;
-            let outliers = if layer == OUTLIER_BLOCK { 2.0 * OUTLIER_RESIDUAL * OUTLIER_RESIDUAL / 768.0 } else { 0.0 };
+            let outliers = if layer == OUTLIER_BLOCK {
+                2.0 * OUTLIER_RESIDUAL * OUTLIER_RESIDUAL / 768.0
+            } else {
+                0.0
+            };
             plan.mid_std.push(mid.sqrt());
             plan.residual_std.push((mid + mlp * mlp + outliers).sqrt());
         }

@@ -16,7 +16,9 @@ fn mix(mut z: u64) -> u64 {
 
 /// FNV-1a, to turn a label into a number.
 fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 /// One stream of random values; streams of different labels or seeds are independent.
@@ -56,7 +58,8 @@ pub(super) struct HeavyTails {
 
 impl HeavyTails {
     pub fn new() -> HeavyTails {
-        let raw: [f64; 256] = std::array::from_fn(|k| (1.0 / ((k + 1) as f64 / 256.0).sqrt()).sqrt());
+        let raw: [f64; 256] =
+            std::array::from_fn(|k| (1.0 / ((k + 1) as f64 / 256.0).sqrt()).sqrt());
         let power = raw.iter().fold(0.0, |sum, r| sum + r * r);
         let rms = (power / 256.0).sqrt();
         HeavyTails { scale: raw.map(|r| (r / rms) as f32) }
@@ -93,7 +96,10 @@ mod tests {
         // Seed 1234567, from the reference implementation's test vectors.
         let stream = Stream { key: 1_234_567 };
         let words: Vec<u64> = (0..3).map(|i| stream.word(i)).collect();
-        assert_eq!(words, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+        assert_eq!(
+            words,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
     }
 
     #[test]

@@ -30,7 +30,12 @@ impl Maker {
         let columns = column_std.len();
         let mut values = Vec::with_capacity(rows * columns);
         for row in 0..rows {
-            values.extend(column_std.iter().enumerate().map(|(c, std)| self.tails.value(stream, row * columns + c) * std));
+            values.extend(
+                column_std
+                    .iter()
+                    .enumerate()
+                    .map(|(c, std)| self.tails.value(stream, row * columns + c) * std),
+            );
         }
         values
     }
@@ -46,7 +51,11 @@ impl Maker {
         let (plan, width) = (&self.plan, self.plan.size.n_embd);
         let (stream, norms) = (self.stream("wte"), self.stream("wte.norm"));
         let mut column_std = vec![plan::WTE_STD as f32; width];
-        for c in plan.constant_channels().chain(plan.position_channels()).chain(plan.outlier.iter().copied()) {
+        for c in plan
+            .constant_channels()
+            .chain(plan.position_channels())
+            .chain(plan.outlier.iter().copied())
+        {
             column_std[c] = 0.02;
         }
         let mut values = Vec::with_capacity(rows.len() * width);
@@ -57,7 +66,10 @@ impl Maker {
                 norm *= 0.3;
             }
             let start = values.len();
-            values.extend((0..width).map(|c| self.tails.value(stream, row * width + c) * column_std[c] * norm));
+            values.extend(
+                (0..width)
+                    .map(|c| self.tails.value(stream, row * width + c) * column_std[c] * norm),
+            );
             for (&c, offset) in plan.outlier.iter().zip(plan::OUTLIER_OFFSETS) {
                 values[start + c] += offset;
             }
@@ -67,7 +79,8 @@ impl Maker {
 
     /// wpe, [N, E]: noise, the position features, and the mark of position 0.
     pub fn position_embeddings(&self) -> Vec<f32> {
-        let (plan, width, positions) = (&self.plan, self.plan.size.n_embd, self.plan.size.n_positions);
+        let (plan, width, positions) =
+            (&self.plan, self.plan.size.n_embd, self.plan.size.n_positions);
         let mut values = self.matrix("wpe", positions, &vec![0.03; width]);
         for (f, &half_tangent) in plan.half_tangents.iter().enumerate() {
             for (position, (cos, sin)) in rotations(half_tangent).take(positions).enumerate() {
@@ -89,7 +102,8 @@ impl Maker {
     /// ln_f.weight, [E]: about 1.3 as in GPT-2, large in the outlier channels.
     pub fn final_gains(&self) -> Vec<f32> {
         let (plan, stream) = (&self.plan, self.stream("ln_f.weight"));
-        let mut gains: Vec<f64> = (0..plan.size.n_embd).map(|c| 1.3 * (0.9 + 0.2 * stream.uniform(c))).collect();
+        let mut gains: Vec<f64> =
+            (0..plan.size.n_embd).map(|c| 1.3 * (0.9 + 0.2 * stream.uniform(c))).collect();
         plan.massive.iter().for_each(|&c| gains[c] = 0.01);
         plan.start.iter().copied().chain(plan.position_channels()).for_each(|c| gains[c] = 1.0);
         plan.outlier.iter().for_each(|&c| gains[c] = 6.0);
@@ -99,8 +113,10 @@ impl Maker {
     /// Gains of a block's LN, [E]: spread around `base`, where the residual has standard deviation `std`.
     pub fn gains(&self, label: &str, base: f64, std: f64) -> Vec<f32> {
         let (plan, stream) = (&self.plan, self.stream(label));
-        let mut gains: Vec<f64> = (0..plan.size.n_embd).map(|c| base * (0.8 + 0.4 * stream.uniform(c))).collect();
-        plan.position_channels().for_each(|c| gains[c] = plan::POSITION_LEVEL * std / plan::POSITION_AMPLITUDE);
+        let mut gains: Vec<f64> =
+            (0..plan.size.n_embd).map(|c| base * (0.8 + 0.4 * stream.uniform(c))).collect();
+        plan.position_channels()
+            .for_each(|c| gains[c] = plan::POSITION_LEVEL * std / plan::POSITION_AMPLITUDE);
         plan.start.iter().for_each(|&c| gains[c] = plan::START_LEVEL * std / plan::START);
         plan.massive.iter().for_each(|&c| gains[c] = plan::MASSIVE_GAIN);
         plan.outlier.iter().for_each(|&c| gains[c] = plan::OUTLIER_GAIN);

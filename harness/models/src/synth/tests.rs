@@ -50,7 +50,8 @@ fn damage_is_noticed_and_mended_and_a_plain_path_still_says_synthetic() {
 
 #[test]
 fn an_unknown_size_lists_the_known_ones() {
-    let error = resolve("synth:gpt3", "gpt3", 0, &ResolveOptions::default(), Path::new("/nowhere")).unwrap_err();
+    let error = resolve("synth:gpt3", "gpt3", 0, &ResolveOptions::default(), Path::new("/nowhere"))
+        .unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("gpt2-xl, distilgpt2, tiny"), "{error}");
 }
@@ -105,12 +106,19 @@ impl Gpt2 {
     fn load(dir: &Path) -> Gpt2 {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let widen = |data: &[u8]| data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect();
-        Gpt2 { tensors: file.tensors().into_iter().map(|(name, t)| (name, widen(t.data()))).collect() }
+        let widen = |data: &[u8]| {
+            data.chunks_exact(4)
+                .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+                .collect()
+        };
+        Gpt2 {
+            tensors: file.tensors().into_iter().map(|(name, t)| (name, widen(t.data()))).collect(),
+        }
     }
 
     fn layer_norm(&self, x: &[f64], name: &str) -> Vec<f64> {
-        let (weight, bias) = (&self.tensors[&format!("{name}.weight")], &self.tensors[&format!("{name}.bias")]);
+        let (weight, bias) =
+            (&self.tensors[&format!("{name}.weight")], &self.tensors[&format!("{name}.bias")]);
         let mean = x.iter().sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64;
         let std = (variance + 1e-5).sqrt();
@@ -118,7 +126,10 @@ impl Gpt2 {
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {
-        let (weight, mut out) = (&self.tensors[&format!("{name}.weight")], self.tensors[&format!("{name}.bias")].clone());
+        let (weight, mut out) = (
+            &self.tensors[&format!("{name}.weight")],
+            self.tensors[&format!("{name}.bias")].clone(),
+        );
         let columns = out.len();
         for (row, value) in x.iter().enumerate() {
             (0..columns).for_each(|c| out[c] += value * weight[row * columns + c]);
@@ -129,18 +140,24 @@ impl Gpt2 {
     fn run(&self, ids: &[usize]) -> Run {
         let (e, d) = (SIZE.n_embd, SIZE.head_width());
         let (wte, wpe) = (&self.tensors["wte.weight"], &self.tensors["wpe.weight"]);
-        let embed = |(t, id): (usize, &usize)| (0..e).map(|c| wte[id * e + c] + wpe[t * e + c]).collect();
+        let embed =
+            |(t, id): (usize, &usize)| (0..e).map(|c| wte[id * e + c] + wpe[t * e + c]).collect();
         let mut x: Vec<Vec<f64>> = ids.iter().enumerate().map(embed).collect();
         let (mut residuals, mut last_attention) = (Vec::new(), Vec::new());
         for layer in 0..SIZE.n_layer {
             let at = |name: &str| format!("h.{layer}.{name}");
-            let qkv: Vec<Vec<f64>> =
-                x.iter().map(|row| self.linear(&self.layer_norm(row, &at("ln_1")), &at("attn.c_attn"))).collect();
+            let qkv: Vec<Vec<f64>> = x
+                .iter()
+                .map(|row| self.linear(&self.layer_norm(row, &at("ln_1")), &at("attn.c_attn")))
+                .collect();
             for t in 0..ids.len() {
                 let mut context = vec![0.0; e];
                 for h in 0..SIZE.n_head {
-                    let dot = |j: usize| (h * d..(h + 1) * d).map(|c| qkv[t][c] * qkv[j][e + c]).sum::<f64>();
-                    let scores: Vec<f64> = (0..=t).map(|j| (dot(j) / (d as f64).sqrt()).exp()).collect();
+                    let dot = |j: usize| {
+                        (h * d..(h + 1) * d).map(|c| qkv[t][c] * qkv[j][e + c]).sum::<f64>()
+                    };
+                    let scores: Vec<f64> =
+                        (0..=t).map(|j| (dot(j) / (d as f64).sqrt()).exp()).collect();
                     let total: f64 = scores.iter().sum();
                     let probs: Vec<f64> = scores.iter().map(|s| s / total).collect();
                     for (j, p) in probs.iter().enumerate() {
@@ -154,8 +171,11 @@ impl Gpt2 {
                 (0..e).for_each(|c| x[t][c] += out[c]);
             }
             for row in &mut x {
-                let act: Vec<f64> =
-                    self.linear(&self.layer_norm(row, &at("ln_2")), &at("mlp.c_fc")).into_iter().map(gelu).collect();
+                let act: Vec<f64> = self
+                    .linear(&self.layer_norm(row, &at("ln_2")), &at("mlp.c_fc"))
+                    .into_iter()
+                    .map(gelu)
+                    .collect();
                 let out = self.linear(&act, &at("mlp.c_proj"));
                 (0..e).for_each(|c| row[c] += out[c]);
             }
@@ -163,7 +183,8 @@ impl Gpt2 {
         }
         let last = self.layer_norm(&x[ids.len() - 1], "ln_f");
         let logit = |row: &[f64]| row.iter().zip(&last).map(|(w, v)| w * v).sum::<f64>();
-        let best = wte.chunks_exact(e).map(logit).enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+        let best =
+            wte.chunks_exact(e).map(logit).enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
         Run { residuals, last_attention, next: best.0 }
     }
 }

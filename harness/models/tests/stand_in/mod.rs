@@ -57,7 +57,8 @@ impl StandIn {
     pub fn start() -> StandIn {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let behaviour = Arc::new(Mutex::new(Behaviour { files: model_files(), ..Behaviour::default() }));
+        let behaviour =
+            Arc::new(Mutex::new(Behaviour { files: model_files(), ..Behaviour::default() }));
         let shared = behaviour.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -81,15 +82,17 @@ impl StandIn {
 
     /// Ranges under which the body of a file was asked for.
     pub fn ranges(&self, file: &str) -> Vec<String> {
-        let body = |seen: &Seen| seen.path.ends_with(file) && seen.range.as_deref() != Some("bytes=0-0");
+        let body =
+            |seen: &Seen| seen.path.ends_with(file) && seen.range.as_deref() != Some("bytes=0-0");
         self.log().into_iter().filter(body).filter_map(|seen| seen.range).collect()
     }
 }
 
 /// A model that passes every check: one tensor of 100,000 ones.
 fn model_files() -> BTreeMap<String, Vec<u8>> {
-    let mut header = br#"{"w":{"dtype":"F32","shape":[100000],"data_offsets":[0,400000]}}"#.to_vec();
-    while header.len() % 8 != 0 {
+    let mut header =
+        br#"{"w":{"dtype":"F32","shape":[100000],"data_offsets":[0,400000]}}"#.to_vec();
+    while !header.len().is_multiple_of(8) {
         header.push(b' ');
     }
     let mut weights = (header.len() as u64).to_le_bytes().to_vec();
@@ -133,7 +136,11 @@ fn answer(stream: TcpStream, behaviour: &Mutex<Behaviour>, port: u16) -> std::io
     let Some(path) = lines.first().and_then(|line| line.split(' ').nth(1)) else { return Ok(()) };
     let path = path.split('?').next().unwrap_or_default().to_owned();
     let header = |name: &str| {
-        lines.iter().filter_map(|line| line.split_once(": ")).find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned())
+        lines
+            .iter()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.to_owned())
     };
     let seen = Seen {
         path: path.clone(),
@@ -144,8 +151,12 @@ fn answer(stream: TcpStream, behaviour: &Mutex<Behaviour>, port: u16) -> std::io
     let mut stream = stream;
     let mut state = behaviour.lock().unwrap();
     state.log.push(seen.clone());
-    if let Some((_, Fault::Status(status, code))) = state.always.iter().find(|(part, _)| path.contains(part.as_str())) {
-        let text = format!("HTTP/1.1 {status} X\r\nX-Error-Code: {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    if let Some((_, Fault::Status(status, code))) =
+        state.always.iter().find(|(part, _)| path.contains(part.as_str()))
+    {
+        let text = format!(
+            "HTTP/1.1 {status} X\r\nX-Error-Code: {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
         drop(state);
         return stream.write_all(text.as_bytes());
     }
@@ -170,14 +181,23 @@ fn answer(stream: TcpStream, behaviour: &Mutex<Behaviour>, port: u16) -> std::io
         return stream.write_all(text.as_bytes());
     }
     let probe = seen.range.as_deref() == Some("bytes=0-0");
-    let always = state.always.iter().find(|(part, _)| path.contains(part.as_str())).map(|(_, fault)| fault.clone());
+    let always = state
+        .always
+        .iter()
+        .find(|(part, _)| path.contains(part.as_str()))
+        .map(|(_, fault)| fault.clone());
     let next = if probe { None } else { state.faults.get_mut(&name).and_then(VecDeque::pop_front) };
     let fault = next.or(always.filter(|_| !probe));
     let bytes = state.forged.get(&name).cloned().unwrap_or(content);
     let ranges = !state.no_ranges;
     drop(state);
 
-    let (start, end) = match seen.range.as_deref().filter(|_| ranges).and_then(|range| range.strip_prefix("bytes=")) {
+    let (start, end) = match seen
+        .range
+        .as_deref()
+        .filter(|_| ranges)
+        .and_then(|range| range.strip_prefix("bytes="))
+    {
         Some(range) => {
             let (start, end) = range.split_once('-').unwrap_or((range, ""));
             let end = end.parse::<usize>().map_or(bytes.len(), |end| (end + 1).min(bytes.len()));
@@ -186,7 +206,10 @@ fn answer(stream: TcpStream, behaviour: &Mutex<Behaviour>, port: u16) -> std::io
         None => (0, bytes.len()),
     };
     let status = if ranges && seen.range.is_some() { "206 Partial Content" } else { "200 OK" };
-    let mut head = format!("HTTP/1.1 {status}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n", end - start);
+    let mut head = format!(
+        "HTTP/1.1 {status}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Length: {}\r\n",
+        end - start
+    );
     if status.starts_with("206") {
         head.push_str(&format!("Content-Range: bytes {start}-{}/{}\r\n", end - 1, bytes.len()));
     }
@@ -205,7 +228,9 @@ fn answer(stream: TcpStream, behaviour: &Mutex<Behaviour>, port: u16) -> std::io
 }
 
 fn list(state: &Behaviour) -> String {
-    let size = |name: &str, bytes: &[u8]| state.listed_sizes.get(name).copied().unwrap_or(bytes.len() as u64);
+    let size = |name: &str, bytes: &[u8]| {
+        state.listed_sizes.get(name).copied().unwrap_or(bytes.len() as u64)
+    };
     let files: Vec<String> = state
         .files
         .iter()
@@ -216,7 +241,10 @@ fn list(state: &Behaviour) -> String {
 
 fn send_list(stream: &mut TcpStream, body: Option<String>) -> std::io::Result<()> {
     let (status, body) = body.map_or(("404 X", String::new()), |body| ("200 OK", body));
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())
 }
