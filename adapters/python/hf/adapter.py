@@ -80,7 +80,6 @@ class HfAdapter(Adapter):
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.dims = None  # until the new model is there, there is none
         self.model, info = GPT2LMHeadModel.from_pretrained(
             folder,
             dtype=torch.float32,  # F16 on disk is widened, exactly

@@ -98,6 +98,7 @@ class Server:
     def _load(self, message):
         request = requests.parse_load(message)
         started = time.perf_counter()
+        self._adapter.dims = None  # until the new model is there, there is none
         self._adapter.load(request.model_dir.absolute(), request.dtype, request.threads)
         return {"type": "loaded", "seconds": time.perf_counter() - started}
 

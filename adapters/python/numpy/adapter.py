@@ -40,7 +40,6 @@ class NumpyAdapter(Adapter):
 
     def load(self, folder, dtype, threads):
         precision = self.precision(dtype)
-        self.dims = self.model = None
         limit_threads(threads)
         config = read_config(folder)
         self.model = self.build(config, read_weights(folder, config, precision))

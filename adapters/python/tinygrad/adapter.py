@@ -60,7 +60,7 @@ class TinygradAdapter(Adapter):
         from gpt2 import Gpt2, load_weights
 
         NUM_CPU_THREADS.value = threads
-        self.dims, self.model, self._caches, self._compiled = None, None, {}, {}
+        self.model, self._caches, self._compiled = None, {}, {}
         self.model = Gpt2(config, load_weights(folder / "model.safetensors", stored))
         self.dims = config.dims
 

@@ -18,33 +18,26 @@ from llorch_adapter.points import layer_point
 
 
 class Block:
-    """The parameters of one block."""
+    """The layers of one block."""
 
-    def __init__(self, dims, epsilon):
-        e, f = dims.n_embd, dims.n_inner
-        self.ln_1, self.ln_2 = nn.LayerNorm(e, eps=epsilon), nn.LayerNorm(e, eps=epsilon)
-        self.c_attn, self.attn_proj = nn.Linear(e, 3 * e), nn.Linear(e, e)
-        self.c_fc, self.mlp_proj = nn.Linear(e, f), nn.Linear(f, e)
+    def __init__(self, weights, h, width, epsilon):
+        self.ln_1 = layer_norm(weights, f"{h}.ln_1", width, epsilon)
+        self.c_attn = linear(weights, f"{h}.attn.c_attn")
+        self.attn_proj = linear(weights, f"{h}.attn.c_proj")
+        self.ln_2 = layer_norm(weights, f"{h}.ln_2", width, epsilon)
+        self.c_fc = linear(weights, f"{h}.mlp.c_fc")
+        self.mlp_proj = linear(weights, f"{h}.mlp.c_proj")
 
 
 class Gpt2:
     def __init__(self, config, weights):
         dims = self.dims = config.dims
-        self.wte = nn.Embedding(dims.vocab_size, dims.n_embd)
-        self.wpe = nn.Embedding(dims.n_positions, dims.n_embd)
-        self.blocks = [Block(dims, config.layer_norm_epsilon) for _ in range(dims.n_layer)]
-        self.ln_f = nn.LayerNorm(dims.n_embd, eps=config.layer_norm_epsilon)
-        self.wte.weight = weights["wte.weight"]
-        self.wpe.weight = weights["wpe.weight"]
+        width, epsilon = dims.n_embd, config.layer_norm_epsilon
+        self.wte = embedding(weights["wte.weight"])
+        self.wpe = embedding(weights["wpe.weight"])
+        self.blocks = [Block(weights, f"h.{i}", width, epsilon) for i in range(dims.n_layer)]
+        self.ln_f = layer_norm(weights, "ln_f", width, epsilon)
         self.head = weights["lm_head.weight"]
-        _set(self.ln_f, weights, "ln_f")
-        for i, block in enumerate(self.blocks):
-            _set(block.ln_1, weights, f"h.{i}.ln_1")
-            _set(block.ln_2, weights, f"h.{i}.ln_2")
-            _set_conv1d(block.c_attn, weights, f"h.{i}.attn.c_attn")
-            _set_conv1d(block.attn_proj, weights, f"h.{i}.attn.c_proj")
-            _set_conv1d(block.c_fc, weights, f"h.{i}.mlp.c_fc")
-            _set_conv1d(block.mlp_proj, weights, f"h.{i}.mlp.c_proj")
 
     def empty_cache(self, places):
         """Keys and values of each layer, [H, P, D], in memory and zero."""
@@ -104,13 +97,26 @@ def _store(cache, start, rows):
     return Tensor(cache.uop.after(place.uop.store(rows.uop)))
 
 
-def _set(layer, weights, name):
-    layer.weight, layer.bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+# tinygrad's constructors would draw random weights first; for large models that takes long.
 
 
-def _set_conv1d(linear, weights, name):
+def embedding(weight):
+    layer = nn.Embedding.__new__(nn.Embedding)
+    layer.weight = weight
+    return layer
+
+
+def linear(weights, name):
     """Conv1D weights are [in, out], `nn.Linear` has [out, in]: a view, the bytes stay."""
-    linear.weight, linear.bias = weights[f"{name}.weight"].T, weights[f"{name}.bias"]
+    layer = nn.Linear.__new__(nn.Linear)
+    layer.weight, layer.bias = weights[f"{name}.weight"].T, weights[f"{name}.bias"]
+    return layer
+
+
+def layer_norm(weights, name, width, epsilon):
+    layer = nn.LayerNorm(width, eps=epsilon)
+    layer.weight, layer.bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return layer
 
 
 def load_weights(path, names):
