@@ -26,8 +26,12 @@ struct World {
 impl World {
     fn new(uv: &str) -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake_adapter/fake_adapter.py");
-        world.write("sources/adapters/python/fake/adapter.py", &std::fs::read_to_string(root).unwrap());
+        let root =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake_adapter/fake_adapter.py");
+        world.write(
+            "sources/adapters/python/fake/adapter.py",
+            &std::fs::read_to_string(root).unwrap(),
+        );
         world.write("sources/refs/fake/requirements.lock", "# nothing\n");
         world.write("sources/refs/fake/requirements.in", "");
         world.write("uv", uv);
@@ -128,7 +132,10 @@ fn what_is_missing_is_installed_once_and_then_works_offline() {
 fn offline_names_the_command_that_mends_it_and_tries_nothing() {
     let world = World::new(UV);
     for (options, reason) in [
-        (ProvisionOptions { offline: true, ..QUIET }, "fake isn't installed, and --offline forbids to fetch it"),
+        (
+            ProvisionOptions { offline: true, ..QUIET },
+            "fake isn't installed, and --offline forbids to fetch it",
+        ),
         (ProvisionOptions { allow: false, ..QUIET }, "fake isn't installed"),
     ] {
         let missing = world.provisioner(options).ensure(&reference(), None).unwrap_err();
@@ -144,7 +151,10 @@ fn a_full_disk_is_noticed_before_anything_is_fetched() {
     let world = World::new(UV);
     let provisioner = Provisioner { free_space: |_| Ok(99_000_000), ..world.provisioner(QUIET) };
     let missing = provisioner.ensure(&reference(), None).unwrap_err();
-    assert!(missing.reason.contains("100 MB") && missing.reason.contains("99 MB free"), "{missing}");
+    assert!(
+        missing.reason.contains("100 MB") && missing.reason.contains("99 MB free"),
+        "{missing}"
+    );
     assert!(missing.mend.contains("LLORCH_CACHE"), "{missing}");
     assert!(!world.path("calls").exists(), "uv was called");
     let enough = Provisioner { free_space: |_| Ok(100_000_000), ..provisioner };
@@ -180,14 +190,18 @@ fn an_environment_whose_interpreter_is_gone_is_made_anew() {
 
 #[test]
 fn a_failed_installation_quotes_the_tool_and_leaves_nothing() {
-    let world = World::new("#!/bin/sh\n[ \"$1\" = venv ] && exit 0\necho 'error: no route to host' >&2\nexit 2\n");
+    let world = World::new(
+        "#!/bin/sh\n[ \"$1\" = venv ] && exit 0\necho 'error: no route to host' >&2\nexit 2\n",
+    );
     // The environment of a uv that makes none: pip fails all the same.
     let missing = world.provisioner(QUIET).ensure(&reference(), None).unwrap_err();
     assert!(missing.reason.starts_with("fake can't be installed"), "{missing}");
     assert_eq!(missing.mend, "llorch-diff adapters setup fake");
     assert_eq!(world.env_dirs(), Vec::<PathBuf>::new());
 
-    let world = World::new(&format!("{UV}[ \"$1\" = pip ] && {{ echo 'error: no route to host' >&2; exit 2; }}\nexit 0\n"));
+    let world = World::new(&format!(
+        "{UV}[ \"$1\" = pip ] && {{ echo 'error: no route to host' >&2; exit 2; }}\nexit 0\n"
+    ));
     let missing = world.provisioner(QUIET).ensure(&reference(), None).unwrap_err();
     assert!(missing.reason.contains("no route to host"), "{missing}");
     assert_eq!(world.env_dirs(), Vec::<PathBuf>::new());
@@ -211,20 +225,29 @@ fn two_processes_at_once_make_one_environment() {
         for log in &logs {
             let world = &world;
             scope.spawn(move || {
-                run_tool(&inner("inner_ensure", world), Duration::from_secs(60), Some(log)).unwrap();
+                run_tool(&inner("inner_ensure", world), Duration::from_secs(60), Some(log))
+                    .unwrap();
             });
         }
     });
     assert_eq!(world.installations(), 1);
     let told = logs.map(|log| std::fs::read_to_string(log).unwrap()).join("\n");
     assert_eq!(told.matches("fake: installing").count(), 1, "{told}");
-    assert_eq!(told.matches("fake: waiting for another llorch-diff that installs it").count(), 1, "{told}");
+    assert_eq!(
+        told.matches("fake: waiting for another llorch-diff that installs it").count(),
+        1,
+        "{told}"
+    );
 }
 
 #[test]
 fn ctrl_c_in_the_middle_leaves_nothing_half_made_and_exits_130() {
-    let world = World::new(&UV.replace("if [", "[ \"$1\" = pip ] && { touch \"$(dirname \"$0\")/now\"; sleep 60; }\nif ["));
-    let failure = run_tool(&inner("inner_interrupted", &world), Duration::from_secs(60), None).unwrap_err();
+    let world = World::new(&UV.replace(
+        "if [",
+        "[ \"$1\" = pip ] && { touch \"$(dirname \"$0\")/now\"; sleep 60; }\nif [",
+    ));
+    let failure =
+        run_tool(&inner("inner_interrupted", &world), Duration::from_secs(60), None).unwrap_err();
     assert_eq!(failure.kind, ToolFailureKind::Exit(ExitState::Exited(130)), "{failure}");
     assert!(world.path("now").exists(), "it was interrupted before the installation began");
     assert_eq!(world.env_dirs(), Vec::<PathBuf>::new());
@@ -236,18 +259,28 @@ fn prune_removes_what_no_pin_names_and_nothing_in_use() {
     let provisioner = world.provisioner(QUIET);
     let used = provisioner.ensure(&reference(), None).unwrap();
     let old = world.path("cache/envs/fake-0000000000000000-py3.11");
-    for path in ["cache/envs/fake-0000000000000000-py3.11/lib/x.py", "cache/envs/fake-0000000000000000-py3.11.log",
-        "cache/build/candle-00/y", "cache/models/gpt2/model.safetensors"]
-    {
+    for path in [
+        "cache/envs/fake-0000000000000000-py3.11/lib/x.py",
+        "cache/envs/fake-0000000000000000-py3.11.log",
+        "cache/build/candle-00/y",
+        "cache/models/gpt2/model.safetensors",
+    ] {
         world.write(path, "old");
     }
     let names = |all| {
         let found = prune::candidates(&provisioner, &[reference()], all);
-        found.iter().map(|c| c.path.strip_prefix(world.path("cache")).unwrap().display().to_string()).collect::<Vec<_>>()
+        found
+            .iter()
+            .map(|c| c.path.strip_prefix(world.path("cache")).unwrap().display().to_string())
+            .collect::<Vec<_>>()
     };
     assert_eq!(
         names(false),
-        ["build/candle-00", "envs/fake-0000000000000000-py3.11", "envs/fake-0000000000000000-py3.11.log"]
+        [
+            "build/candle-00",
+            "envs/fake-0000000000000000-py3.11",
+            "envs/fake-0000000000000000-py3.11.log"
+        ]
     );
     assert!(names(true).iter().all(|name| !name.starts_with("models")), "models are the user's");
 
@@ -285,13 +318,90 @@ fn a_lock_is_waited_for_across_threads() {
     let waited = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            lock::BuildLock::acquire(&dir, || waited.store(true, std::sync::atomic::Ordering::SeqCst)).unwrap();
+            lock::BuildLock::acquire(&dir, || {
+                waited.store(true, std::sync::atomic::Ordering::SeqCst)
+            })
+            .unwrap();
         });
         while !waited.load(std::sync::atomic::Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(10));
         }
         drop(first);
     });
+}
+
+// The commands, in a cache of their own ---------------------------------------------------------------
+
+/// Runs `llorch-diff adapters …` and returns its exit code and both outputs.
+fn adapters(cache: &Path, args: &[&str]) -> (i32, String) {
+    let log = cache.join("output.log");
+    let _ = std::fs::remove_file(&log);
+    let command = AdapterCommand::new("llorch-diff", env!("CARGO_BIN_EXE_llorch-diff"))
+        .arg("adapters")
+        .args(args.iter().copied())
+        .env("LLORCH_CACHE", cache.to_string_lossy());
+    let code = match run_tool(&command, Duration::from_secs(60), Some(&log)) {
+        Ok(_) => 0,
+        Err(failure) => match failure.kind {
+            ToolFailureKind::Exit(ExitState::Exited(code)) => code,
+            other => panic!("{other:?}: {failure}"),
+        },
+    };
+    let output = std::fs::read_to_string(&log).unwrap();
+    (code, output.lines().skip(1).collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn list_names_every_reference_with_its_worth_and_its_pins() {
+    let cache = tempfile::tempdir().unwrap();
+    let (code, output) = adapters(cache.path(), &["list"]);
+    assert_eq!(code, 0, "{output}");
+    for (name, worth, pin) in [
+        ("hf", "semantics", "torch "),
+        ("tinygrad", "kernels", "tinygrad "),
+        ("candle", "kernels", "candle-core "),
+    ] {
+        let line = output.lines().find(|line| line.trim().starts_with(name)).expect(name);
+        assert!(
+            line.contains(worth) && line.contains(pin) && line.contains("not installed"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn setup_offline_says_what_is_missing_and_exits_3() {
+    let cache = tempfile::tempdir().unwrap();
+    let (code, output) = adapters(cache.path(), &["setup", "hf", "--offline"]);
+    assert_eq!(code, 3, "{output}");
+    assert!(output.contains("hf isn't installed, and --offline forbids to fetch it"), "{output}");
+    assert!(output.contains("llorch-diff adapters setup hf"), "{output}");
+    assert!(!cache.path().join("envs").exists() && !cache.path().join("uv").exists());
+}
+
+#[test]
+fn names_that_mean_nothing_are_usage_errors() {
+    let cache = tempfile::tempdir().unwrap();
+    for (args, expected) in [
+        (["setup", "nosuch"], "known are hf"),
+        (["command", "hf:f16"], "it has f64"),
+        (["command", "a b"], "NAME or NAME:VARIANT"),
+    ] {
+        let (code, output) = adapters(cache.path(), &args);
+        assert_eq!(code, 2, "{output}");
+        assert!(output.contains(expected), "{output}");
+    }
+}
+
+#[test]
+fn command_of_what_is_not_installed_exits_3_and_prune_of_nothing_0() {
+    let cache = tempfile::tempdir().unwrap();
+    let (code, output) = adapters(cache.path(), &["command", "candle:upstream"]);
+    assert_eq!(code, 3, "{output}");
+    assert!(output.contains("llorch-diff adapters setup candle"), "{output}");
+    let (code, output) = adapters(cache.path(), &["prune"]);
+    assert_eq!(code, 0, "{output}");
+    assert!(output.contains("nothing to remove"), "{output}");
 }
 
 // Other processes: this program again, running one of the ignored tests below. -----------------------
@@ -326,7 +436,8 @@ fn inner_interrupted() {
         while !root.join("now").exists() {
             std::thread::sleep(Duration::from_millis(20));
         }
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT)
+            .unwrap();
     });
     inner_ensure_here();
 }

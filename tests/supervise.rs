@@ -26,7 +26,8 @@ fn limits() -> Limits {
 }
 
 fn fake(mode: &str) -> AdapterCommand {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake_adapter/fake_adapter.py");
+    let script =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fake_adapter/fake_adapter.py");
     let command = AdapterCommand::new("fake", "python3").arg("-u").arg(script.to_string_lossy());
     if mode.is_empty() { command } else { command.args(["--mode", mode]) }
 }
@@ -54,7 +55,11 @@ impl Talk {
 
     fn load(&mut self) -> Result<f64, Failure> {
         let dir = self.dir.path().to_owned();
-        std::fs::write(dir.join("config.json"), r#"{"n_layer":2,"n_head":2,"n_embd":8,"vocab_size":32}"#).unwrap();
+        std::fs::write(
+            dir.join("config.json"),
+            r#"{"n_layer":2,"n_head":2,"n_embd":8,"vocab_size":32}"#,
+        )
+        .unwrap();
         self.session().load(&dir, Dtype::F32, 1)
     }
 
@@ -68,7 +73,11 @@ impl Talk {
             ..RunRequest::default()
         };
         let mut seen: Vec<PathBuf> = Vec::new();
-        let result = self.session.as_mut().unwrap().run(request, &mut |tensor| seen.push(tensor.file.clone()));
+        let result = self
+            .session
+            .as_mut()
+            .unwrap()
+            .run(request, &mut |tensor| seen.push(tensor.file.clone()));
         self.tensors += seen.len();
         result
     }
@@ -211,7 +220,11 @@ fn an_exit_in_the_middle_of_a_run_is_a_crash_even_with_code_zero() {
 fn the_last_lines_of_stderr_explain_a_crash() {
     let failure = failure_of_run("stderr-then-crash");
     assert_eq!(failure.kind, FailureKind::Crash { exit: ExitState::Exited(1) });
-    assert!(failure.stderr_tail.ends_with("FakeError: the cat sat on the GPU"), "{}", failure.stderr_tail);
+    assert!(
+        failure.stderr_tail.ends_with("FakeError: the cat sat on the GPU"),
+        "{}",
+        failure.stderr_tail
+    );
     assert!(failure.to_string().contains("  | FakeError"), "{failure}");
 }
 
@@ -324,7 +337,8 @@ fn an_adapter_that_ignores_the_end_of_stdin_is_ended() {
 
 #[test]
 fn an_adapter_that_never_reads_does_not_block_the_writer() {
-    let mut talk = Talk::start("deaf", Limits { load: Duration::from_secs(1), ..limits() }).unwrap();
+    let mut talk =
+        Talk::start("deaf", Limits { load: Duration::from_secs(1), ..limits() }).unwrap();
     let began = Instant::now();
     // More than any pipe holds.
     let long = PathBuf::from(format!("/{}", "x/".repeat(4 << 20)));
@@ -378,7 +392,12 @@ fn time_spent_on_tensors_is_not_the_adapters() {
     };
     let mut tensors = 0;
     let nap = Duration::from_millis(400);
-    talk.session().run(request, &mut |_| { tensors += 1; std::thread::sleep(nap) }).unwrap();
+    talk.session()
+        .run(request, &mut |_| {
+            tensors += 1;
+            std::thread::sleep(nap)
+        })
+        .unwrap();
     assert!(nap * tensors > Duration::from_secs(5), "{tensors} tensors came");
 }
 

@@ -86,7 +86,7 @@ fn visible() -> Vec<Reference> {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.iter().copied());
     table
 }
@@ -98,7 +98,8 @@ fn print(text: impl std::fmt::Display) {
 
 fn list() -> u8 {
     let provisioner = Provisioner::new(ProvisionOptions::default());
-    let mut table = table(&["name", "variants", "worth", "status", "size", "versions", "what it is"]);
+    let mut table =
+        table(&["name", "variants", "worth", "status", "size", "versions", "what it is"]);
     for reference in visible() {
         let state = status(&provisioner, &reference);
         let size = match &state {
@@ -107,7 +108,12 @@ fn list() -> u8 {
         };
         table.add_row([
             reference.name.clone(),
-            reference.variants.iter().map(|variant| format!(":{variant}")).collect::<Vec<_>>().join(" "),
+            reference
+                .variants
+                .iter()
+                .map(|variant| format!(":{variant}"))
+                .collect::<Vec<_>>()
+                .join(" "),
             reference.worth.to_string(),
             state.label().to_owned(),
             size,
@@ -124,8 +130,11 @@ fn setup(args: &SetupArgs) -> u8 {
     let chosen = if args.names.is_empty() {
         visible()
     } else {
-        let found: Result<Vec<Reference>, _> =
-            args.names.iter().map(|name| name.parse::<RefName>().and_then(|name| name.resolve())).collect();
+        let found: Result<Vec<Reference>, _> = args
+            .names
+            .iter()
+            .map(|name| name.parse::<RefName>().and_then(|name| name.resolve()))
+            .collect();
         match found {
             Ok(references) => references,
             Err(error) => {
@@ -142,7 +151,9 @@ fn setup(args: &SetupArgs) -> u8 {
             break;
         }
         match provisioner.ensure(reference, None) {
-            Ok(_) => print(format!("{}: ready ({})", reference.name, versions(&provisioner, reference))),
+            Ok(_) => {
+                print(format!("{}: ready ({})", reference.name, versions(&provisioner, reference)))
+            }
             Err(Missing { reason, mend }) => {
                 print(format!("{}: {reason}\n  to mend it: {mend}", reference.name));
                 code = ENVIRONMENT;
@@ -208,7 +219,8 @@ fn prune_cache(args: &PruneArgs) -> u8 {
 
 fn print_command(args: &CommandArgs) -> u8 {
     let options = ProvisionOptions { allow: false, ..ProvisionOptions::default() };
-    let command: Result<AdapterCommand, Missing> = if args.name == crate::provision::engine::ENGINE {
+    let command: Result<AdapterCommand, Missing> = if args.name == crate::provision::engine::ENGINE
+    {
         engine_command(&options)
     } else {
         let name = match args.name.parse::<RefName>() {

@@ -65,7 +65,8 @@ pub fn get(path: &str) -> Option<Cow<'static, [u8]>> {
 /// The paths of all embedded files below `prefix`, sorted.
 pub fn list(prefix: &str) -> Vec<String> {
     let all = Adapters::iter().chain(Refs::iter()).chain(Trace::iter()).chain(Golden::iter());
-    let mut paths: Vec<String> = all.filter(|path| path.starts_with(prefix)).map(Cow::into_owned).collect();
+    let mut paths: Vec<String> =
+        all.filter(|path| path.starts_with(prefix)).map(Cow::into_owned).collect();
     paths.sort();
     paths
 }
@@ -167,7 +168,10 @@ mod tests {
         assert!(get("harness/trace/src/lib.rs").is_some());
         assert!(get("refs/uv/requirements.lock").is_some());
         for path in list("") {
-            assert!(!path.contains("/target/") && !path.contains("__pycache__"), "{path} is embedded");
+            assert!(
+                !path.contains("/target/") && !path.contains("__pycache__"),
+                "{path} is embedded"
+            );
         }
     }
 

@@ -128,7 +128,8 @@ impl RefName {
     /// The reference that this names; its variant is one that the reference has.
     pub fn resolve(&self) -> Result<Reference, RefNameError> {
         let Some(reference) = find(&self.name) else {
-            let known = all().iter().filter(|r| !r.hidden).map(|r| r.name.clone()).collect::<Vec<_>>();
+            let known =
+                all().iter().filter(|r| !r.hidden).map(|r| r.name.clone()).collect::<Vec<_>>();
             return Err(RefNameError::Unknown { name: self.name.clone(), known: known.join(", ") });
         };
         match &self.variant {
@@ -175,7 +176,10 @@ mod tests {
             let reference = reference.unwrap();
             let lock = match reference.kind {
                 Kind::Python => {
-                    let file = reference.requirements.as_deref().expect("a Python reference has a lock file");
+                    let file = reference
+                        .requirements
+                        .as_deref()
+                        .expect("a Python reference has a lock file");
                     format!("refs/{}/{file}", reference.name)
                 }
                 Kind::Cargo => format!("adapters/{}/Cargo.lock", reference.entry),

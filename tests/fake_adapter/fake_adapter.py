@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """An adapter that computes nothing real and misbehaves on demand. Standard library only.
 
-    fake_adapter.py [--mode MODE[,MODE...]] [--point GLOB] [--name NAME] [--worth semantics|kernels]
+    fake_adapter.py [--mode MODE[,MODE...]] [--point GLOB] [--only GLOB] [--name NAME]
+                    [--worth semantics|kernels]
 
 Without a mode it is well-behaved: every tensor has the right shape and holds values that depend
 only on what it stands for (point, token, position), so two of these adapters agree bitwise, the
@@ -9,7 +10,8 @@ cache is the concatenation of k and v, the last logits are the last row of the l
 It is no GPT-2: it agrees with no engine.
 
 `--mode list` prints all modes with what each does. `--point` says which points a tensor mode
-touches (default: the first tensor that is asked for).
+touches (default: the first tensor that is asked for). `--only` makes it an unfinished engine: the
+points that fit the glob are all it can capture, and it neither generates nor tokenizes.
 """
 
 import argparse
@@ -242,6 +244,9 @@ class Sequence:
         self.ids.append(token)
 
 
+MOST_LAYERS = 4  # hello comes before load, which would tell
+
+
 def all_points(layers):
     block = ["ln_1", "attn.q", "attn.k", "attn.v", "attn.cache.k", "attn.cache.v", "attn.scores",
              "attn.probs", "attn.context", "attn.out", "resid_mid", "ln_2", "mlp.fc", "mlp.act", "mlp.out"]
@@ -313,11 +318,15 @@ class Adapter:
             hang()
         if self.has("error-at-hello"):
             return self.error(None, "internal", "no library of that name")
+        capabilities, unsupported = ["capture", "tokenize", "generate", "deterministic"], []
+        if self.options.only:
+            capabilities = ["capture"]
+            unsupported = [{"point": point, "reason": "not written yet"} for point in all_points(MOST_LAYERS)
+                           if not fnmatch.fnmatchcase(point, self.options.only)]
         self.channel.send(
             type="hello", protocol=2 if self.has("wrong-version") else 1, name=self.options.name,
-            version="fake 1.0", worth=self.options.worth,
-            capabilities=["capture", "tokenize", "generate", "deterministic"],
-            unsupported=[], recipes={"*": "made up"}, deviations=[])
+            version="fake 1.0", worth=self.options.worth, capabilities=capabilities,
+            unsupported=unsupported, recipes={"*": "made up"}, deviations=[])
         if self.has("grandchild-at-end"):
             orphan()
         if self.has("escapee"):
@@ -352,6 +361,8 @@ class Adapter:
         wanted, forced = message.get("max_new_tokens", 0), message.get("forced_ids")
         for step in range(max(wanted, 1)):
             for point in all_points(self.dims.layers):
+                if self.options.only and not fnmatch.fnmatchcase(point, self.options.only):
+                    continue
                 if any(fnmatch.fnmatchcase(point, glob) for glob in message["points"]):
                     self.tensor(message, sequence, point, step)
             if step < wanted:
@@ -483,6 +494,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", default="")
     parser.add_argument("--point")
+    parser.add_argument("--only")
     parser.add_argument("--name", default="fake")
     parser.add_argument("--worth", default="semantics", choices=["semantics", "kernels"])
     parser.add_argument("--variant", help="taken and ignored, as real adapters take it")

@@ -18,7 +18,10 @@ use crate::supervise::{AdapterCommand, ToolEvent, remove_on_interrupt, run_tool_
 
 const BUILD_LIMIT: Duration = Duration::from_secs(2 * 3600);
 
-pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result<AdapterCommand, Missing> {
+pub(super) fn ensure(
+    provisioner: &Provisioner,
+    reference: &Reference,
+) -> Result<AdapterCommand, Missing> {
     let env = provisioner.envs().join(env_name(reference));
     let program = env.join(program_name(reference));
     if is_whole(&env, reference) {
@@ -31,8 +34,12 @@ pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result
     let built = {
         // One lock for the build folder: another version of the sources may build there too.
         let target = target_dir(provisioner, reference);
-        let locked = BuildLock::acquire(&target, || progress.say("waiting for another llorch-diff that builds it"));
-        let _lock = locked.map_err(|error| failed(name, format!("failed to lock {}: {error}", target.display())))?;
+        let locked = BuildLock::acquire(&target, || {
+            progress.say("waiting for another llorch-diff that builds it")
+        });
+        let _lock = locked.map_err(|error| {
+            failed(name, format!("failed to lock {}: {error}", target.display()))
+        })?;
         if is_whole(&env, reference) {
             false
         } else {
@@ -44,7 +51,9 @@ pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result
     if built {
         match say_hello(&command) {
             Ok(version) => progress.say(&format!("ready: {version}")),
-            Err(failure) => return Err(failed(name, format!("it was built but doesn't start: {failure}"))),
+            Err(failure) => {
+                return Err(failed(name, format!("it was built but doesn't start: {failure}")));
+            }
         }
     }
     Ok(command)
@@ -61,7 +70,8 @@ pub(super) fn env_name(reference: &Reference) -> String {
 }
 
 pub(super) fn target_name(provisioner: &Provisioner, reference: &Reference) -> String {
-    let lock = provisioner.bytes(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default();
+    let lock =
+        provisioner.bytes(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default();
     format!("{}-{}", reference.name, &sha256_bytes(&lock)[..16])
 }
 
@@ -75,7 +85,8 @@ fn program_name(reference: &Reference) -> String {
 
 /// cargo: the one that runs us, else the one on PATH.
 pub(super) fn cargo_program() -> Result<PathBuf, Missing> {
-    let running = std::env::var_os("CARGO").map(PathBuf::from).filter(|path| find::is_executable(path));
+    let running =
+        std::env::var_os("CARGO").map(PathBuf::from).filter(|path| find::is_executable(path));
     running.or_else(|| find::on_path("cargo")).ok_or_else(|| Missing {
         reason: "cargo isn't on PATH".into(),
         mend: "install Rust (https://rustup.rs)".into(),
@@ -91,11 +102,18 @@ fn build(
     progress: &mut Progress,
 ) -> Result<(), Missing> {
     let name = &reference.name;
-    let io = |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
+    let io =
+        |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
     disk::check(name, reference.disk_mb, target, provisioner.free_space)?;
     let text = |path: &str| provisioner.text(path);
-    let shown = pins::telling(reference, &text).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let packages = pins::count_cargo(&text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default());
+    let shown = pins::telling(reference, &text)
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let packages = pins::count_cargo(
+        &text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default(),
+    );
     progress.say(&format!(
         "building its adapter on {shown}: up to {packages} packages, about {} to download, {} on disk, in {}",
         human_bytes(reference.download_mb * 1_000_000),
@@ -115,13 +133,18 @@ fn build(
     let log = target.with_extension("log");
     let mut compiled = 0;
     let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
-        ToolEvent::Line(line) => compiled += usize::from(line.trim_start().starts_with("Compiling ")),
-        ToolEvent::Tick(elapsed) => progress.tick(&format!("{compiled} packages compiled"), elapsed),
+        ToolEvent::Line(line) => {
+            compiled += usize::from(line.trim_start().starts_with("Compiling "))
+        }
+        ToolEvent::Tick(elapsed) => {
+            progress.tick(&format!("{compiled} packages compiled"), elapsed)
+        }
     });
     outcome.map_err(|failure| failed(name, failure.brief()))?;
 
-    let program = built_program(target, &program_name(reference))
-        .ok_or_else(|| failed(name, format!("cargo built no {} in {}", program_name(reference), target.display())))?;
+    let program = built_program(target, &program_name(reference)).ok_or_else(|| {
+        failed(name, format!("cargo built no {} in {}", program_name(reference), target.display()))
+    })?;
     let _cleanup = remove_on_interrupt(env);
     if env.exists() {
         std::fs::remove_dir_all(env).map_err(io)?;
@@ -143,7 +166,8 @@ fn built_program(target: &Path, name: &str) -> Option<PathBuf> {
 
 fn command(reference: &Reference, env: &Path, program: &Path) -> Result<AdapterCommand, Missing> {
     let name = &reference.name;
-    lock::hold(env).map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
+    lock::hold(env)
+        .map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
     Ok(AdapterCommand::new(name, program))
 }
 

@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_with_both_figures() {
         let missing = check("hf", 4700, Path::new("/x"), |_| Ok(1_200_000_000)).unwrap_err();
-        assert!(missing.reason.contains("hf needs 4.7 GB") && missing.reason.contains("1.2 GB free"), "{missing}");
+        assert!(
+            missing.reason.contains("hf needs 4.7 GB") && missing.reason.contains("1.2 GB free"),
+            "{missing}"
+        );
         assert!(check("hf", 4700, Path::new("/x"), |_| Ok(4_700_000_000)).is_ok());
     }
 

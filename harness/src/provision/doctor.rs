@@ -44,10 +44,16 @@ pub fn examine(provisioner: &Provisioner, each: &mut dyn FnMut(&Check)) -> Vec<C
     add(venv_module(installed_uv.is_some()));
     add(match &installed_uv {
         Some(uv) => {
-            let version = find::first_line(&uv.path, &["--version"]).unwrap_or_else(|| "doesn't run".into());
+            let version =
+                find::first_line(&uv.path, &["--version"]).unwrap_or_else(|| "doesn't run".into());
             Check::new("uv", State::Good, format!("{version} ({})", uv.path.display()), "")
         }
-        None => Check::new("uv", State::Idle, "not on PATH; is installed into the cache when needed", ""),
+        None => Check::new(
+            "uv",
+            State::Idle,
+            "not on PATH; is installed into the cache when needed",
+            "",
+        ),
     });
     add(cargo_check());
     add(compiler(provisioner));
@@ -57,7 +63,9 @@ pub fn examine(provisioner: &Provisioner, each: &mut dyn FnMut(&Check)) -> Vec<C
         match reference {
             Ok(reference) if reference.hidden => {}
             Ok(reference) => add(adapter(provisioner, &reference)),
-            Err(error) => add(Check::new(&error.path, State::Bad, error.to_string(), "reinstall llorch-diff")),
+            Err(error) => {
+                add(Check::new(&error.path, State::Bad, error.to_string(), "reinstall llorch-diff"))
+            }
         }
     }
     checks
@@ -79,23 +87,30 @@ fn venv_module(has_uv: bool) -> Check {
     let Ok(python) = find::python("3.11") else {
         return Check::new(what, State::Bad, "no Python to ask", "see above");
     };
-    let has = find::first_line(&python.path, &["-I", "-c", "import venv, ensurepip; print('yes')"]).is_some();
+    let has = find::first_line(&python.path, &["-I", "-c", "import venv, ensurepip; print('yes')"])
+        .is_some();
     match (has, has_uv) {
         (true, _) => Check::new(what, State::Good, "there", ""),
         (false, true) => Check::new(what, State::Idle, "not there, and not needed beside uv", ""),
-        (false, false) => {
-            Check::new(what, State::Bad, "not there, and uv isn't either", "apt install python3-venv (Debian, Ubuntu), or install uv")
-        }
+        (false, false) => Check::new(
+            what,
+            State::Bad,
+            "not there, and uv isn't either",
+            "apt install python3-venv (Debian, Ubuntu), or install uv",
+        ),
     }
 }
 
 fn cargo_check() -> Check {
     match cargo::cargo_program() {
         Ok(path) => {
-            let version = find::first_line(&path, &["--version"]).unwrap_or_else(|| "doesn't run".into());
+            let version =
+                find::first_line(&path, &["--version"]).unwrap_or_else(|| "doesn't run".into());
             Check::new("cargo", State::Good, version, "")
         }
-        Err(Missing { reason, mend }) => Check::new("cargo", State::Bad, format!("{reason}; candle can't be built"), mend),
+        Err(Missing { reason, mend }) => {
+            Check::new("cargo", State::Bad, format!("{reason}; candle can't be built"), mend)
+        }
     }
 }
 
@@ -103,47 +118,85 @@ fn cargo_check() -> Check {
 fn compiler(provisioner: &Provisioner) -> Check {
     let what = "clang (tinygrad)";
     if let Some(clang) = find::on_path("clang") {
-        let version = find::first_line(&clang, &["--version"]).unwrap_or_else(|| "doesn't run".into());
+        let version =
+            find::first_line(&clang, &["--version"]).unwrap_or_else(|| "doesn't run".into());
         return Check::new(what, State::Good, version, "");
     }
     let tinygrad = references::find("tinygrad").map(|reference| status(provisioner, &reference));
     match tinygrad {
-        Some(Status::Ready { path, .. }) if has_zig(&path) => {
-            Check::new(what, State::Good, "not on PATH; tinygrad's environment brings zig, which stands in", "")
-        }
-        _ => Check::new(what, State::Idle, "not on PATH; zig comes with tinygrad's environment and stands in", ""),
+        Some(Status::Ready { path, .. }) if has_zig(&path) => Check::new(
+            what,
+            State::Good,
+            "not on PATH; tinygrad's environment brings zig, which stands in",
+            "",
+        ),
+        _ => Check::new(
+            what,
+            State::Idle,
+            "not on PATH; zig comes with tinygrad's environment and stands in",
+            "",
+        ),
     }
 }
 
 fn has_zig(env: &Path) -> bool {
     let libraries = std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten();
-    libraries.map(|entry| entry.path().join("site-packages/ziglang/zig")).any(|zig| find::is_executable(&zig))
+    libraries
+        .map(|entry| entry.path().join("site-packages/ziglang/zig"))
+        .any(|zig| find::is_executable(&zig))
 }
 
 fn disk_check(provisioner: &Provisioner) -> Check {
     let cache = &provisioner.cache;
     let to_come: u64 = references::all()
         .iter()
-        .filter(|reference| !reference.hidden && !matches!(status(provisioner, reference), Status::Ready { .. }))
+        .filter(|reference| {
+            !reference.hidden && !matches!(status(provisioner, reference), Status::Ready { .. })
+        })
         .map(|reference| reference.disk_mb * 1_000_000)
         .sum();
     let what = "disk";
     let Ok(free) = (provisioner.free_space)(cache) else {
-        return Check::new(what, State::Idle, format!("can't tell how much {} has free", cache.display()), "");
+        return Check::new(
+            what,
+            State::Idle,
+            format!("can't tell how much {} has free", cache.display()),
+            "",
+        );
     };
-    let found = format!("{} free for {} to come, in {}", human_bytes(free), human_bytes(to_come), cache.display());
+    let found = format!(
+        "{} free for {} to come, in {}",
+        human_bytes(free),
+        human_bytes(to_come),
+        cache.display()
+    );
     if free >= to_come {
         Check::new(what, State::Good, found, "")
     } else {
-        Check::new(what, State::Bad, found, "make room, or set LLORCH_CACHE to a folder on a larger disk")
+        Check::new(
+            what,
+            State::Bad,
+            found,
+            "make room, or set LLORCH_CACHE to a folder on a larger disk",
+        )
     }
 }
 
 fn engine_check(provisioner: &Provisioner) -> Check {
     match engine::engine_command(&provisioner.options) {
         Ok(command) => match say_hello(&command) {
-            Ok(version) => Check::new(engine::ENGINE, State::Good, format!("{version} ({})", command.program.display()), ""),
-            Err(failure) => Check::new(engine::ENGINE, State::Bad, failure.to_string(), "build or install it anew"),
+            Ok(version) => Check::new(
+                engine::ENGINE,
+                State::Good,
+                format!("{version} ({})", command.program.display()),
+                "",
+            ),
+            Err(failure) => Check::new(
+                engine::ENGINE,
+                State::Bad,
+                failure.to_string(),
+                "build or install it anew",
+            ),
         },
         Err(Missing { reason, mend }) => Check::new(engine::ENGINE, State::Bad, reason, mend),
     }
@@ -154,20 +207,42 @@ fn adapter(provisioner: &Provisioner, reference: &Reference) -> Check {
     match status(provisioner, reference) {
         Status::Ready { path, bytes } => {
             let Some(command) = provisioner.installed(reference) else {
-                return Check::new(name, State::Bad, "is being changed by another llorch-diff", "try again");
+                return Check::new(
+                    name,
+                    State::Bad,
+                    "is being changed by another llorch-diff",
+                    "try again",
+                );
             };
             match say_hello(&command) {
-                Ok(version) => Check::new(name, State::Good, format!("{version}, {}", human_bytes(bytes)), ""),
+                Ok(version) => {
+                    Check::new(name, State::Good, format!("{version}, {}", human_bytes(bytes)), "")
+                }
                 Err(failure) => {
                     let mend = format!("rm -r {} && {}", path.display(), setup_command(name));
-                    Check::new(name, State::Bad, format!("installed, but doesn't start: {failure}"), mend)
+                    Check::new(
+                        name,
+                        State::Bad,
+                        format!("installed, but doesn't start: {failure}"),
+                        mend,
+                    )
                 }
             }
         }
-        Status::HalfMade { .. } => Check::new(name, State::Idle, "half-made; is made anew when needed", setup_command(name)),
+        Status::HalfMade { .. } => Check::new(
+            name,
+            State::Idle,
+            "half-made; is made anew when needed",
+            setup_command(name),
+        ),
         Status::Missing => {
             let size = human_bytes(reference.disk_mb * 1_000_000);
-            Check::new(name, State::Idle, format!("not installed ({size}); is installed when needed"), setup_command(name))
+            Check::new(
+                name,
+                State::Idle,
+                format!("not installed ({size}); is installed when needed"),
+                setup_command(name),
+            )
         }
     }
 }

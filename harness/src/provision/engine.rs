@@ -38,7 +38,11 @@ pub fn engine_program(options: &ProvisionOptions) -> Result<PathBuf, Missing> {
 fn locate(options: &ProvisionOptions) -> Result<PathBuf, Missing> {
     if let Some(path) = std::env::var_os("LLORCH_CPUD").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
-        let found = if path.components().count() > 1 { Some(path.clone()) } else { find::on_path(&path.to_string_lossy()) };
+        let found = if path.components().count() > 1 {
+            Some(path.clone())
+        } else {
+            find::on_path(&path.to_string_lossy())
+        };
         return found.filter(|path| find::is_executable(path)).ok_or_else(|| Missing {
             reason: format!("LLORCH_CPUD names {}, which isn't a program", path.display()),
             mend: "unset LLORCH_CPUD, or set it to the path of llorch-cpud".into(),
@@ -48,10 +52,13 @@ fn locate(options: &ProvisionOptions) -> Result<PathBuf, Missing> {
     if let Some(build) = here.as_deref().and_then(BuildFolder::of) {
         return build.engine(options);
     }
-    let beside = here.and_then(|exe| Some(exe.parent()?.join(ENGINE))).filter(|path| find::is_executable(path));
+    let beside = here
+        .and_then(|exe| Some(exe.parent()?.join(ENGINE)))
+        .filter(|path| find::is_executable(path));
     beside.or_else(|| find::on_path(ENGINE)).ok_or_else(|| Missing {
         reason: format!("{ENGINE} is neither beside llorch-diff nor on PATH"),
-        mend: "install it with `cargo install --path .` in a checkout, or name it in LLORCH_CPUD".into(),
+        mend: "install it with `cargo install --path .` in a checkout, or name it in LLORCH_CPUD"
+            .into(),
     })
 }
 
@@ -79,14 +86,25 @@ impl BuildFolder {
         };
         // The build folder may lie elsewhere than in the checkout (CARGO_TARGET_DIR).
         let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-        let checkout = target.ancestors().find(|dir| is_checkout(dir)).or_else(|| Some(built_from).filter(|dir| is_checkout(dir)))?;
-        Some(Self { checkout: checkout.to_owned(), target: target.to_owned(), profile: profile.to_owned() })
+        let checkout = target
+            .ancestors()
+            .find(|dir| is_checkout(dir))
+            .or_else(|| Some(built_from).filter(|dir| is_checkout(dir)))?;
+        Some(Self {
+            checkout: checkout.to_owned(),
+            target: target.to_owned(),
+            profile: profile.to_owned(),
+        })
     }
 
     /// Builds the engine, which takes no time where it is fresh.
     fn engine(&self, options: &ProvisionOptions) -> Result<PathBuf, Missing> {
         let cargo = cargo::cargo_program().map_err(|missing| Missing {
-            reason: format!("{ENGINE} can't be built from {}: {}", self.checkout.display(), missing.reason),
+            reason: format!(
+                "{ENGINE} can't be built from {}: {}",
+                self.checkout.display(),
+                missing.reason
+            ),
             mend: format!("{}, or name a built engine in LLORCH_CPUD", missing.mend),
         })?;
         let mut command = AdapterCommand::new("cargo build", cargo)
@@ -100,14 +118,15 @@ impl BuildFolder {
         }
         let mut progress = Progress::new(ENGINE, options.quiet);
         let mut told = false;
-        let outcome = run_tool_with(&command, Duration::from_secs(3600), None, &mut |event| match event {
-            ToolEvent::Line(line) if !told && line.trim_start().starts_with("Compiling ") => {
-                progress.say(&format!("building it from {}", self.checkout.display()));
-                told = true;
-            }
-            ToolEvent::Line(_) => {}
-            ToolEvent::Tick(elapsed) => progress.tick("building", elapsed),
-        });
+        let outcome =
+            run_tool_with(&command, Duration::from_secs(3600), None, &mut |event| match event {
+                ToolEvent::Line(line) if !told && line.trim_start().starts_with("Compiling ") => {
+                    progress.say(&format!("building it from {}", self.checkout.display()));
+                    told = true;
+                }
+                ToolEvent::Line(_) => {}
+                ToolEvent::Tick(elapsed) => progress.tick("building", elapsed),
+            });
         outcome.map_err(|failure| Missing {
             reason: format!("{ENGINE} can't be built: {failure}"),
             mend: format!("cargo build --bin {ENGINE} (in {})", self.checkout.display()),
@@ -136,7 +155,8 @@ mod tests {
         for name in ["deps", ".fingerprint"] {
             std::fs::create_dir_all(release.join(name)).unwrap();
         }
-        std::fs::write(dir.path().join("Cargo.toml"), "[package]\nname = \"llorch-cpud\"\n").unwrap();
+        std::fs::write(dir.path().join("Cargo.toml"), "[package]\nname = \"llorch-cpud\"\n")
+            .unwrap();
         let expected = BuildFolder {
             checkout: dir.path().to_owned(),
             target: dir.path().join("target"),

@@ -14,7 +14,8 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
 
 pub(crate) fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    std::fs::metadata(file)
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// The first line that a program prints, if it runs and ends well.
@@ -40,7 +41,8 @@ impl Python {
 }
 
 /// Newer ones first wait for wheels: 3.11 to 3.13 have them all.
-const NAMES: [&str; 7] = ["python3", "python3.13", "python3.12", "python3.11", "python3.14", "python3.15", "python"];
+const NAMES: [&str; 7] =
+    ["python3", "python3.13", "python3.12", "python3.11", "python3.14", "python3.15", "python"];
 
 /// A Python of at least this version (`3.11`): `$LLORCH_PYTHON`, else the first on PATH.
 pub(crate) fn python(minimum: &str) -> Result<Python, Missing> {
@@ -49,8 +51,12 @@ pub(crate) fn python(minimum: &str) -> Result<Python, Missing> {
         let path = PathBuf::from(path);
         return match probe(&path) {
             Some(python) if (python.major, python.minor) >= wanted => Ok(python),
-            Some(python) => Err(no_python(minimum, &format!("LLORCH_PYTHON is Python {}", python.version()))),
-            None => Err(no_python(minimum, &format!("LLORCH_PYTHON ({}) doesn't run", path.display()))),
+            Some(python) => {
+                Err(no_python(minimum, &format!("LLORCH_PYTHON is Python {}", python.version())))
+            }
+            None => {
+                Err(no_python(minimum, &format!("LLORCH_PYTHON ({}) doesn't run", path.display())))
+            }
         };
     }
     let mut found = Vec::new();
@@ -60,7 +66,11 @@ pub(crate) fn python(minimum: &str) -> Result<Python, Missing> {
         }
         found.push(python.version());
     }
-    let what = if found.is_empty() { "none is on PATH".into() } else { format!("found {}", found.join(", ")) };
+    let what = if found.is_empty() {
+        "none is on PATH".into()
+    } else {
+        format!("found {}", found.join(", "))
+    };
     Err(no_python(minimum, &what))
 }
 

@@ -89,7 +89,10 @@ pub fn hold(dir: &Path) -> io::Result<()> {
     // A pruner has the lock for as long as it takes to remove the folder.
     while let Err(fs4::TryLockError::WouldBlock) = FileExt::try_lock_shared(&file) {
         if interrupted() || Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, format!("{} is locked", dir.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                format!("{} is locked", dir.display()),
+            ));
         }
         std::thread::sleep(Duration::from_millis(50));
     }

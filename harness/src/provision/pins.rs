@@ -40,22 +40,33 @@ fn read_cargo(lock: &str) -> Vec<Pin> {
 pub(crate) fn telling(reference: &Reference, text: &dyn Fn(&str) -> Option<String>) -> Vec<Pin> {
     let (all, asked) = match (reference.kind, &reference.requirements) {
         (Kind::Python, Some(file)) => {
-            let asked = text(&format!("refs/{}/requirements.in", reference.name)).unwrap_or_default();
+            let asked =
+                text(&format!("refs/{}/requirements.in", reference.name)).unwrap_or_default();
             let names = asked.lines().map(|line| {
-                line.split(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c)).next().unwrap_or("").to_owned()
+                line.split(|c: char| !c.is_ascii_alphanumeric() && !"-_.".contains(c))
+                    .next()
+                    .unwrap_or("")
+                    .to_owned()
             });
             let names = names.filter(|name| !name.is_empty()).collect();
             (read(&text(&format!("refs/{}/{file}", reference.name)).unwrap_or_default()), names)
         }
         (Kind::Python, None) => (Vec::new(), Vec::new()),
         (Kind::Cargo, _) => {
-            let all = read_cargo(&text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default());
+            let all = read_cargo(
+                &text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default(),
+            );
             let prefix = format!("{}-", reference.name);
-            let names = all.iter().map(|pin| pin.name.clone()).filter(|name| name.starts_with(&prefix)).collect();
+            let names = all
+                .iter()
+                .map(|pin| pin.name.clone())
+                .filter(|name| name.starts_with(&prefix))
+                .collect();
             (all, names)
         }
     };
-    let wanted: Vec<String> = if reference.shows.is_empty() { asked } else { reference.shows.clone() };
+    let wanted: Vec<String> =
+        if reference.shows.is_empty() { asked } else { reference.shows.clone() };
     wanted.iter().filter_map(|name| all.iter().find(|pin| pin.name == *name).cloned()).collect()
 }
 
@@ -78,7 +89,10 @@ mod tests {
     #[test]
     fn cargo_locks_are_read() {
         let lock = "version = 4\n\n[[package]]\nname = \"candle-core\"\nversion = \"0.11.1\"\n";
-        assert_eq!(read_cargo(lock), [Pin { name: "candle-core".into(), version: "0.11.1".into() }]);
+        assert_eq!(
+            read_cargo(lock),
+            [Pin { name: "candle-core".into(), version: "0.11.1".into() }]
+        );
         assert_eq!(count_cargo(lock), 1);
     }
 }

@@ -31,16 +31,24 @@ pub enum Outcome {
 const PLACES: [&str; 4] = ["envs", "build", "adapters", "uv"];
 
 /// What can go: what no current pin names, or with `all` everything that can be made again.
-pub fn candidates(provisioner: &Provisioner, references: &[Reference], all: bool) -> Vec<Candidate> {
+pub fn candidates(
+    provisioner: &Provisioner,
+    references: &[Reference],
+    all: bool,
+) -> Vec<Candidate> {
     let keep = if all { HashSet::new() } else { in_use(provisioner, references) };
     let keep_prefixes: Vec<String> = if all {
         Vec::new()
     } else {
-        references.iter().filter_map(|reference| python::env_prefix(provisioner, reference)).collect()
+        references
+            .iter()
+            .filter_map(|reference| python::env_prefix(provisioner, reference))
+            .collect()
     };
     let mut found = Vec::new();
     for place in PLACES {
-        let entries = std::fs::read_dir(provisioner.cache.join(place)).into_iter().flatten().flatten();
+        let entries =
+            std::fs::read_dir(provisioner.cache.join(place)).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // A lock lives as long as its folder; a log belongs to the folder beside it.

@@ -11,12 +11,17 @@ use super::lock::{self, BuildLock};
 use super::progress::Progress;
 use super::{Missing, Provisioner, disk, pins, say_hello, setup_command, stamp, uv};
 use crate::references::Reference;
-use crate::supervise::{AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with};
+use crate::supervise::{
+    AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with,
+};
 
 /// A download of gigabytes over a slow line, but not for ever.
 const INSTALL_LIMIT: Duration = Duration::from_secs(2 * 3600);
 
-pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result<AdapterCommand, Missing> {
+pub(super) fn ensure(
+    provisioner: &Provisioner,
+    reference: &Reference,
+) -> Result<AdapterCommand, Missing> {
     if let Some(env) = ready(provisioner, reference) {
         return command(provisioner, reference, &env);
     }
@@ -27,8 +32,11 @@ pub(super) fn ensure(provisioner: &Provisioner, reference: &Reference) -> Result
     let env = env_dir(provisioner, reference, &python)?;
 
     let built = {
-        let locked = BuildLock::acquire(&env, || progress.say("waiting for another llorch-diff that installs it"));
-        let _lock = locked.map_err(|error| failed(name, format!("failed to lock {}: {error}", env.display())))?;
+        let locked = BuildLock::acquire(&env, || {
+            progress.say("waiting for another llorch-diff that installs it")
+        });
+        let _lock = locked
+            .map_err(|error| failed(name, format!("failed to lock {}: {error}", env.display())))?;
         // Another process may have made it while this one waited.
         match ready(provisioner, reference) {
             Some(_) => false,
@@ -78,7 +86,11 @@ fn lock_file(reference: &Reference) -> Option<String> {
     Some(format!("refs/{}/{}", reference.name, reference.requirements.as_deref()?))
 }
 
-fn env_dir(provisioner: &Provisioner, reference: &Reference, python: &Python) -> Result<PathBuf, Missing> {
+fn env_dir(
+    provisioner: &Provisioner,
+    reference: &Reference,
+    python: &Python,
+) -> Result<PathBuf, Missing> {
     let prefix = env_prefix(provisioner, reference)
         .ok_or_else(|| failed(&reference.name, "its lock file isn't there".into()))?;
     Ok(provisioner.envs().join(format!("{prefix}{}", python.version())))
@@ -106,7 +118,8 @@ fn build(
 
     let began = Instant::now();
     let _cleanup = remove_on_interrupt(env);
-    let io = |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
+    let io =
+        |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
     if env.exists() {
         progress.say("removing what an interrupted installation left");
         std::fs::remove_dir_all(env).map_err(io)?;
@@ -114,16 +127,20 @@ fn build(
     let log = env.with_extension("log");
     let _ = std::fs::remove_file(&log);
     let mut run = |command: AdapterCommand, what: &str| {
-        let outcome = run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| match event {
-            ToolEvent::Line(_) => {}
-            ToolEvent::Tick(elapsed) => progress.tick(what, elapsed),
-        });
+        let outcome =
+            run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| match event {
+                ToolEvent::Line(_) => {}
+                ToolEvent::Tick(elapsed) => progress.tick(what, elapsed),
+            });
         outcome.map_err(|failure: ToolFailure| {
             let _ = std::fs::remove_dir_all(env);
             failed(name, failure.brief())
         })
     };
-    let venv = uv.command("uv venv").args(["venv", "--quiet", "--python"]).arg(python.path.to_string_lossy());
+    let venv = uv
+        .command("uv venv")
+        .args(["venv", "--quiet", "--python"])
+        .arg(python.path.to_string_lossy());
     run(venv.arg(env.to_string_lossy()), "making the virtual environment")?;
     // The lock file lies in the environment: a record of what it was made from. uv runs there too,
     // so that no project of the current folder adds settings of its own.
@@ -142,12 +159,19 @@ fn build(
 }
 
 /// Says how it went, with the size and the time.
-fn greet(reference: &Reference, command: &AdapterCommand, progress: &mut Progress) -> Result<(), Missing> {
+fn greet(
+    reference: &Reference,
+    command: &AdapterCommand,
+    progress: &mut Progress,
+) -> Result<(), Missing> {
     let began = Instant::now();
     progress.say("installed; starting it for the first time");
     match say_hello(command) {
         Ok(version) => {
-            progress.say(&format!("ready: {version} (first start {:.1} s)", began.elapsed().as_secs_f64()));
+            progress.say(&format!(
+                "ready: {version} (first start {:.1} s)",
+                began.elapsed().as_secs_f64()
+            ));
             Ok(())
         }
         Err(failure) => Err(Missing {
@@ -157,12 +181,17 @@ fn greet(reference: &Reference, command: &AdapterCommand, progress: &mut Progres
     }
 }
 
-fn command(provisioner: &Provisioner, reference: &Reference, env: &Path) -> Result<AdapterCommand, Missing> {
+fn command(
+    provisioner: &Provisioner,
+    reference: &Reference,
+    env: &Path,
+) -> Result<AdapterCommand, Missing> {
     let name = &reference.name;
-    lock::hold(env).map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
-    let root = provisioner
-        .adapters()
-        .map_err(|error| failed(name, format!("failed to write the adapters to the cache: {error}")))?;
+    lock::hold(env)
+        .map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
+    let root = provisioner.adapters().map_err(|error| {
+        failed(name, format!("failed to write the adapters to the cache: {error}"))
+    })?;
     let script = root.join("adapters/python").join(&reference.entry);
     Ok(AdapterCommand::new(name, interpreter(env))
         .arg("-u")

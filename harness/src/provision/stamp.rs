@@ -19,7 +19,8 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 pub(crate) fn write(dir: &Path, seconds: f64) -> io::Result<()> {
-    let stamp = Stamp { made_by: env!("CARGO_PKG_VERSION").into(), seconds, bytes: super::disk::size(dir) };
+    let stamp =
+        Stamp { made_by: env!("CARGO_PKG_VERSION").into(), seconds, bytes: super::disk::size(dir) };
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     serde_json::to_writer(&mut file, &stamp)?;
     file.persist(path(dir)).map_err(|error| error.error)?;

@@ -8,9 +8,14 @@ use crate::references::{Kind, Reference};
 /// Where a reference stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    Ready { path: PathBuf, bytes: u64 },
+    Ready {
+        path: PathBuf,
+        bytes: u64,
+    },
     /// Begun by a process that didn't finish; the next one starts over.
-    HalfMade { path: PathBuf },
+    HalfMade {
+        path: PathBuf,
+    },
     Missing,
 }
 
@@ -36,7 +41,10 @@ pub fn status(provisioner: &Provisioner, reference: &Reference) -> Status {
             let name = cargo::env_name(reference);
             let path = provisioner.envs().join(&name);
             if cargo::is_whole(&path, reference) {
-                let build = provisioner.cache.join("build").join(cargo::target_name(provisioner, reference));
+                let build = provisioner
+                    .cache
+                    .join("build")
+                    .join(cargo::target_name(provisioner, reference));
                 return Status::Ready { bytes: disk::size(&path) + disk::size(&build), path };
             }
             Some(name)

@@ -57,7 +57,11 @@ fn own(dir: &Path) -> Option<Uv> {
 }
 
 /// Finds `uv`, or installs it.
-pub(crate) fn ensure(provisioner: &Provisioner, python: &Path, progress: &mut Progress) -> Result<Uv, Missing> {
+pub(crate) fn ensure(
+    provisioner: &Provisioner,
+    python: &Path,
+    progress: &mut Progress,
+) -> Result<Uv, Missing> {
     if let Some(uv) = look(provisioner) {
         return Ok(uv);
     }
@@ -69,8 +73,10 @@ pub(crate) fn ensure(provisioner: &Provisioner, python: &Path, progress: &mut Pr
         return Err(broken(format!("uv isn't on PATH and {LOCK} names no version")));
     };
     let version = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let _lock = BuildLock::acquire(&dir, || progress.say("waiting for another llorch-diff that installs uv"))
-        .map_err(|error| broken(format!("failed to lock {}: {error}", dir.display())))?;
+    let _lock = BuildLock::acquire(&dir, || {
+        progress.say("waiting for another llorch-diff that installs uv")
+    })
+    .map_err(|error| broken(format!("failed to lock {}: {error}", dir.display())))?;
     if let Some(uv) = look(provisioner) {
         return Ok(uv);
     }
@@ -86,20 +92,39 @@ pub(crate) fn ensure(provisioner: &Provisioner, python: &Path, progress: &mut Pr
     let run = |command: AdapterCommand, minutes: u64| {
         run_tool(&command, Duration::from_secs(60 * minutes), Some(&log))
     };
-    let venv = AdapterCommand::new("python -m venv", python).args(["-I", "-m", "venv"]).arg(dir.to_string_lossy());
+    let venv = AdapterCommand::new("python -m venv", python)
+        .args(["-I", "-m", "venv"])
+        .arg(dir.to_string_lossy());
     run(venv, 5).map_err(|failure| Missing {
-        reason: format!("uv isn't on PATH and a virtual environment can't be made: {}", failure.brief()),
-        mend: "install Python's venv module (Debian, Ubuntu: `apt install python3-venv`) or uv".into(),
+        reason: format!(
+            "uv isn't on PATH and a virtual environment can't be made: {}",
+            failure.brief()
+        ),
+        mend: "install Python's venv module (Debian, Ubuntu: `apt install python3-venv`) or uv"
+            .into(),
     })?;
     let lock_file = dir.join("requirements.lock");
     std::fs::write(&lock_file, lock_text).map_err(io)?;
     let pip = AdapterCommand::new("pip install uv", dir.join("bin/python"))
-        .args(["-I", "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:"])
+        .args([
+            "-I",
+            "-m",
+            "pip",
+            "install",
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+        ])
         .args(["--disable-pip-version-check", "--quiet", "-r"])
         .arg(lock_file.to_string_lossy());
-    run(pip, 15).map_err(|failure| broken(format!("failed to install uv {version}: {}", failure.brief())))?;
+    run(pip, 15).map_err(|failure| {
+        broken(format!("failed to install uv {version}: {}", failure.brief()))
+    })?;
     stamp::write(&dir, began.elapsed().as_secs_f64()).map_err(io)?;
-    own(&dir).ok_or_else(|| broken(format!("pip installed uv {version} without a program in {}", dir.display())))
+    own(&dir).ok_or_else(|| {
+        broken(format!("pip installed uv {version} without a program in {}", dir.display()))
+    })
 }
 
 /// uv doesn't read pip's settings; the one that everybody behind a mirror has is handed on.
@@ -109,7 +134,8 @@ fn settings() -> Vec<(String, String)> {
     if set("UV_HTTP_TIMEOUT").is_none() {
         env.push(("UV_HTTP_TIMEOUT".into(), "120".into()));
     }
-    let has_index = ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX"].iter().any(|name| set(name).is_some());
+    let has_index =
+        ["UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX"].iter().any(|name| set(name).is_some());
     if let (false, Some(index)) = (has_index, set("PIP_INDEX_URL")) {
         env.push(("UV_DEFAULT_INDEX".into(), index));
     }

@@ -36,13 +36,21 @@ pub const SCRUBBED: [&str; 8] = [
 pub enum CommandError {
     #[error("failed to read the command of {name}: nothing but white space")]
     Empty { name: String },
-    #[error("failed to split the command of {name} into words: a quote or backslash is left open in `{line}`")]
+    #[error(
+        "failed to split the command of {name} into words: a quote or backslash is left open in `{line}`"
+    )]
     Unbalanced { name: String, line: String },
 }
 
 impl AdapterCommand {
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>) -> Self {
-        Self { name: name.into(), program: program.into(), args: Vec::new(), env: Vec::new(), cwd: None }
+        Self {
+            name: name.into(),
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+        }
     }
 
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
@@ -107,20 +115,25 @@ mod tests {
 
     #[test]
     fn words_are_split_like_a_shell_does_it_without_a_shell() {
-        let command = AdapterCommand::from_words("mine", r#"./my engine\ dir/bin "a b" '$HOME' *"#).unwrap();
+        let command =
+            AdapterCommand::from_words("mine", r#"./my engine\ dir/bin "a b" '$HOME' *"#).unwrap();
         assert_eq!(command.program, PathBuf::from("./my"));
         assert_eq!(command.args, ["engine dir/bin", "a b", "$HOME", "*"]);
     }
 
     #[test]
     fn an_open_quote_and_an_empty_line_are_refused() {
-        assert!(matches!(AdapterCommand::from_words("x", "a 'b"), Err(CommandError::Unbalanced { .. })));
+        assert!(matches!(
+            AdapterCommand::from_words("x", "a 'b"),
+            Err(CommandError::Unbalanced { .. })
+        ));
         assert!(matches!(AdapterCommand::from_words("x", "  "), Err(CommandError::Empty { .. })));
     }
 
     #[test]
     fn display_can_be_pasted_back() {
-        let command = AdapterCommand::new("x", "/opt/a b/run").arg("--text").arg("it's").env("DEV", "CPU");
+        let command =
+            AdapterCommand::new("x", "/opt/a b/run").arg("--text").arg("it's").env("DEV", "CPU");
         let line = command.display();
         let words = shlex::split(&line).unwrap();
         assert_eq!(words, ["DEV=CPU", "/opt/a b/run", "--text", "it's"]);

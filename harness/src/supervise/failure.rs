@@ -53,7 +53,10 @@ impl Failure {
     pub fn is_recoverable(&self) -> bool {
         matches!(
             self.kind,
-            FailureKind::Unsupported | FailureKind::Input | FailureKind::Resource | FailureKind::Internal
+            FailureKind::Unsupported
+                | FailureKind::Input
+                | FailureKind::Resource
+                | FailureKind::Internal
         )
     }
 }

@@ -57,11 +57,14 @@ pub(crate) fn start<T>(
     SUBREAPER.call_once(become_subreaper);
     let mut registry = registry();
     if registry.closed {
+        drop(registry); // the handler needs it
+        super::interrupt::await_exit();
         return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
     }
     let (child, pid) = spawn()?;
     let leader = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let leader = leader.ok_or_else(|| io::Error::other(format!("process id {pid} is out of range")))?;
+    let leader =
+        leader.ok_or_else(|| io::Error::other(format!("process id {pid} is out of range")))?;
     let group = Group { leader, mark: mark.to_owned(), sweeps };
     registry.groups.push(group.clone());
     Ok((child, group))
@@ -81,7 +84,8 @@ pub fn live_groups() -> Vec<i32> {
 
 /// Whether no process is left in the group of this leader.
 pub fn group_is_empty(leader: i32) -> bool {
-    Pid::from_raw(leader).is_none_or(|pid| process::test_kill_process_group(pid) == Err(rustix::io::Errno::SRCH))
+    Pid::from_raw(leader)
+        .is_none_or(|pid| process::test_kill_process_group(pid) == Err(rustix::io::Errno::SRCH))
 }
 
 impl Group {
@@ -218,6 +222,7 @@ mod proc_table {
 
     fn has_environment(pid: Pid, entry: &str) -> bool {
         let path = format!("/proc/{}/environ", pid.as_raw_nonzero());
-        std::fs::read(path).is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|item| item == entry.as_bytes()))
+        std::fs::read(path)
+            .is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|item| item == entry.as_bytes()))
     }
 }

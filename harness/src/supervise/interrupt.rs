@@ -25,7 +25,9 @@ pub fn on_interrupt() {
     INSTALLED.call_once(|| match signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) {
         Ok(signals) => {
             // A thread that can't be started leaves the default action: the program ends at once.
-            let _ = std::thread::Builder::new().name("interrupt".into()).spawn(move || wait_and_exit(signals));
+            let _ = std::thread::Builder::new()
+                .name("interrupt".into())
+                .spawn(move || wait_and_exit(signals));
         }
         Err(error) => eprintln!("failed to watch for Ctrl-C: {error}; children may outlive it"),
     });
@@ -34,6 +36,15 @@ pub fn on_interrupt() {
 /// Whether the program is on its way out.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// For a thread that has ended its child because of an interrupt: waits for the handler to end the
+/// program, so that nobody reports a failure that is none.
+pub(crate) fn await_exit() {
+    let deadline = Instant::now() + 5 * GRACE;
+    while interrupted() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 fn wait_and_exit(mut signals: signal_hook::iterator::Signals) {
@@ -90,7 +101,8 @@ fn half_made() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 fn remove(path: &Path) {
-    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    let removed =
+        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             eprintln!("failed to remove {}: {error}", path.display());

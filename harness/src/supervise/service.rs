@@ -24,14 +24,19 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn start(command: &AdapterCommand, limits: &Limits, stderr_file: &Path) -> Result<Self, Failure> {
+    pub fn start(
+        command: &AdapterCommand,
+        limits: &Limits,
+        stderr_file: &Path,
+    ) -> Result<Self, Failure> {
         let name = command.name.clone();
         let refused = |error: std::io::Error| {
             let kind = if interrupted() { FailureKind::Interrupted } else { FailureKind::Spawn };
             Failure::new(kind, format!("failed to start {name} ({}): {error}", command.display()))
         };
         let (child, pipes) = Child::spawn(command, Role::Tool).map_err(refused)?;
-        let stderr = StderrLog::drain(pipes.stderr, stderr_file, limits.stderr_cap, &name).map_err(refused)?;
+        let stderr = StderrLog::drain(pipes.stderr, stderr_file, limits.stderr_cap, &name)
+            .map_err(refused)?;
         let lines = Lines::drain(pipes.stdout, &name).map_err(refused)?;
         Ok(Self { name, child, lines, stderr, grace: limits.grace })
     }
@@ -72,8 +77,11 @@ impl Service {
     /// The next line of its stdout, if one comes in time.
     pub fn line(&mut self, limit: Duration) -> Option<String> {
         match self.lines.receiver.recv_timeout(limit) {
-            Ok(Line::Whole(line) | Line::Unfinished(line)) => Some(String::from_utf8_lossy(&line).into_owned()),
-            Ok(Line::TooLong(_)) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+            Ok(Line::Whole(line) | Line::Unfinished(line)) => {
+                Some(String::from_utf8_lossy(&line).into_owned())
+            }
+            Ok(Line::TooLong(_))
+            | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
     }
 

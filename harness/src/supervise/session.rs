@@ -18,7 +18,7 @@ use llorch_trace::tensor::Dtype;
 use super::child::{Child, ExitState, Forced, Role, Stopped};
 use super::command::AdapterCommand;
 use super::failure::{Failure, FailureKind, human_time};
-use super::interrupt::interrupted;
+use super::interrupt::{await_exit, interrupted};
 use super::limits::Limits;
 use super::lines::{LINE_CAP, Line, Lines, excerpt};
 use super::stderr_log::{StderrLog, StderrSummary};
@@ -46,7 +46,11 @@ pub struct Finished {
 
 impl Session {
     /// Starts the adapter and greets it. Its stderr goes to `stderr_file`, capped.
-    pub fn start(command: &AdapterCommand, limits: &Limits, stderr_file: &Path) -> Result<Self, Failure> {
+    pub fn start(
+        command: &AdapterCommand,
+        limits: &Limits,
+        stderr_file: &Path,
+    ) -> Result<Self, Failure> {
         let mut wire = Wire::open(command, limits, stderr_file)?;
         let deadline = Deadline::new("hello", FailureKind::HelloTimeout, limits.hello);
         wire.send(&Request::Hello { protocol: PROTOCOL_VERSION })?;
@@ -85,7 +89,9 @@ impl Session {
         let deadline = Deadline::new("load", FailureKind::LoadTimeout, self.limits.load);
         self.wire.send(&Request::Load { model_dir: model_dir.to_owned(), dtype, threads })?;
         match self.wire.receive(&deadline)? {
-            Response::Loaded { seconds } => Ok(seconds.unwrap_or_else(|| began.elapsed().as_secs_f64())),
+            Response::Loaded { seconds } => {
+                Ok(seconds.unwrap_or_else(|| began.elapsed().as_secs_f64()))
+            }
             Response::Error(error) => Err(self.wire.reported(&error)),
             other => Err(self.wire.unexpected("loaded", &other)),
         }
@@ -97,7 +103,9 @@ impl Session {
         let deadline = Deadline::new("tokenize", FailureKind::CaseTimeout, self.limits.case);
         self.wire.send(&Request::Tokenize { id: id.clone(), text: text.to_owned() })?;
         match self.wire.receive(&deadline)? {
-            Response::Tokens { id: got, ids } => self.wire.check_id("tokens", &id, &got).map(|()| ids),
+            Response::Tokens { id: got, ids } => {
+                self.wire.check_id("tokens", &id, &got).map(|()| ids)
+            }
             Response::Error(error) => Err(self.wire.reported_for(&id, &error)),
             other => Err(self.wire.unexpected("tokens", &other)),
         }
@@ -180,7 +188,11 @@ struct Wire {
 }
 
 impl Wire {
-    fn open(command: &AdapterCommand, limits: &Limits, stderr_file: &Path) -> Result<Self, Failure> {
+    fn open(
+        command: &AdapterCommand,
+        limits: &Limits,
+        stderr_file: &Path,
+    ) -> Result<Self, Failure> {
         let name = command.name.as_str();
         let refused = |error: std::io::Error| {
             let kind = if interrupted() { FailureKind::Interrupted } else { FailureKind::Spawn };
@@ -190,10 +202,14 @@ impl Wire {
         let log_failed = |error: std::io::Error| {
             Failure::new(
                 FailureKind::Spawn,
-                format!("failed to write the stderr of {name} to {}: {error}", stderr_file.display()),
+                format!(
+                    "failed to write the stderr of {name} to {}: {error}",
+                    stderr_file.display()
+                ),
             )
         };
-        let stderr = StderrLog::drain(pipes.stderr, stderr_file, limits.stderr_cap, name).map_err(log_failed)?;
+        let stderr = StderrLog::drain(pipes.stderr, stderr_file, limits.stderr_cap, name)
+            .map_err(log_failed)?;
         let lines = Lines::drain(pipes.stdout, name).map_err(refused)?;
         let stdin = match pipes.stdin {
             Some(pipe) => Some(write_in_thread(pipe, name).map_err(refused)?),
@@ -228,7 +244,9 @@ impl Wire {
         let mut quiet_since_exit = None;
         loop {
             if interrupted() {
-                return Err(self.fail(FailureKind::Interrupted, format!("{} was interrupted", self.name)));
+                return Err(
+                    self.fail(FailureKind::Interrupted, format!("{} was interrupted", self.name))
+                );
             }
             let now = Instant::now();
             let Some(left) = deadline.at.checked_duration_since(now) else {
@@ -266,14 +284,20 @@ impl Wire {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };
-        let is_object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
+        let is_object =
+            serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
         let shown = excerpt(line);
         Err(if is_object {
-            let message = format!("{} broke the protocol in its answer to {what}: {error}: {shown}", self.name);
+            let message = format!(
+                "{} broke the protocol in its answer to {what}: {error}: {shown}",
+                self.name
+            );
             self.fail(FailureKind::Protocol, message)
         } else {
-            let message =
-                format!("{} wrote something else than protocol messages on stdout: {shown}", self.name);
+            let message = format!(
+                "{} wrote something else than protocol messages on stdout: {shown}",
+                self.name
+            );
             self.fail(FailureKind::Garbage, message)
         })
     }
@@ -282,7 +306,8 @@ impl Wire {
         if expected == got {
             return Ok(());
         }
-        let message = format!("{} answered with a {what} for id `{got}`, asked was `{expected}`", self.name);
+        let message =
+            format!("{} answered with a {what} for id `{got}`, asked was `{expected}`", self.name);
         Err(self.fail(FailureKind::Protocol, message))
     }
 
@@ -325,11 +350,16 @@ impl Wire {
     }
 
     fn timed_out(&mut self, deadline: &Deadline) -> Failure {
-        let mut message =
-            format!("{} didn't answer {} within {}", self.name, deadline.what, human_time(deadline.limit));
+        let mut message = format!(
+            "{} didn't answer {} within {}",
+            self.name,
+            deadline.what,
+            human_time(deadline.limit)
+        );
         match self.lines.pending() {
             0 => {}
-            bytes => message.push_str(&format!(" (an unfinished line of {bytes} bytes is on its stdout)")),
+            bytes => message
+                .push_str(&format!(" (an unfinished line of {bytes} bytes is on its stdout)")),
         }
         self.fail(deadline.kind.clone(), message)
     }
@@ -343,12 +373,15 @@ impl Wire {
         let what = deadline.what;
         match self.child.wait(Duration::from_secs(1)) {
             Some(exit) => {
-                let message = format!("{} ended ({exit}) before it answered {what}{cut}", self.name);
+                let message =
+                    format!("{} ended ({exit}) before it answered {what}{cut}", self.name);
                 self.fail(FailureKind::Crash { exit }, message)
             }
             None => {
-                let message =
-                    format!("{} closed its stdout before it answered {what} and runs on{cut}", self.name);
+                let message = format!(
+                    "{} closed its stdout before it answered {what} and runs on{cut}",
+                    self.name
+                );
                 self.fail(FailureKind::Protocol, message)
             }
         }
@@ -358,6 +391,9 @@ impl Wire {
     fn fail(&mut self, kind: FailureKind, message: String) -> Failure {
         self.stdin = None;
         self.child.stop(self.grace);
+        if kind == FailureKind::Interrupted {
+            await_exit();
+        }
         let mut failure = Failure::new(kind, message);
         failure.stderr_tail = self.stderr.tail();
         self.dead = Some(failure.clone());
@@ -367,7 +403,10 @@ impl Wire {
 
 /// Writes what it is sent until the sender is dropped or the child closes its end; then the pipe
 /// is closed. Only this thread can be held up by a child that never reads.
-fn write_in_thread(mut pipe: impl Write + Send + 'static, name: &str) -> std::io::Result<Sender<Vec<u8>>> {
+fn write_in_thread(
+    mut pipe: impl Write + Send + 'static,
+    name: &str,
+) -> std::io::Result<Sender<Vec<u8>>> {
     let (sender, receiver) = channel::<Vec<u8>>();
     std::thread::Builder::new().name(format!("{name} stdin")).spawn(move || {
         for line in receiver {

@@ -70,7 +70,13 @@ impl StderrLog {
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
         let lines = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-        lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+        lines
+            .iter()
+            .map(|line| printable(line))
+            .collect::<Vec<_>>()
+            .join("\n")
+            .trim_end()
+            .to_owned()
     }
 
     pub(crate) fn summary(&self) -> StderrSummary {
@@ -87,7 +93,8 @@ impl StderrLog {
 impl Kept {
     /// Bytes of the tail that aren't in the head.
     fn beyond_head(&self) -> usize {
-        usize::try_from(self.total - self.head).map_or(self.tail.len(), |rest| rest.min(self.tail.len()))
+        usize::try_from(self.total - self.head)
+            .map_or(self.tail.len(), |rest| rest.min(self.tail.len()))
     }
 
     fn cut(&self) -> u64 {
@@ -182,7 +189,10 @@ mod tests {
         assert_eq!(summary.cut, total - (16 << 10));
         assert!(file.len() < 17 << 10, "{} bytes were kept", file.len());
         assert!(file.starts_with(b"begin\n") && file.ends_with(b"the end\n"));
-        assert!(String::from_utf8_lossy(&file).contains(&format!("[... {} bytes cut ...]", summary.cut)));
+        assert!(
+            String::from_utf8_lossy(&file)
+                .contains(&format!("[... {} bytes cut ...]", summary.cut))
+        );
         assert!(summary.tail.ends_with("the end"));
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::child::{Child, ExitState, Role};
 use super::command::AdapterCommand;
 use super::failure::{human_time, indent};
-use super::interrupt::interrupted;
+use super::interrupt::{await_exit, interrupted};
 use super::lines::{Line, Lines};
 
 /// What a tool printed on stdout, and how long it took.
@@ -69,16 +69,30 @@ pub fn run_tool_with(
     log: Option<&Path>,
     watch: &mut dyn FnMut(ToolEvent<'_>),
 ) -> Result<ToolOutput, ToolFailure> {
-    let fail = |kind, message: String, tail: String| ToolFailure { kind, message, tail, log: log.map(Path::to_owned) };
+    let fail = |kind, message: String, tail: String| ToolFailure {
+        kind,
+        message,
+        tail,
+        log: log.map(Path::to_owned),
+    };
     let name = &command.name;
     let refused = |error: std::io::Error| {
-        let kind = if interrupted() { ToolFailureKind::Interrupted } else { ToolFailureKind::Spawn };
-        fail(kind, format!("failed to start {name} ({}): {error}", command.display()), String::new())
+        let kind =
+            if interrupted() { ToolFailureKind::Interrupted } else { ToolFailureKind::Spawn };
+        fail(
+            kind,
+            format!("failed to start {name} ({}): {error}", command.display()),
+            String::new(),
+        )
     };
 
     let mut log_file = match log {
         Some(path) => Some(open_log(path, command).map_err(|error| {
-            fail(ToolFailureKind::Spawn, format!("failed to write {}: {error}", path.display()), String::new())
+            fail(
+                ToolFailureKind::Spawn,
+                format!("failed to write {}: {error}", path.display()),
+                String::new(),
+            )
         })?),
         None => None,
     };
@@ -99,7 +113,11 @@ pub fn run_tool_with(
         for (index, stream) in streams.iter().enumerate() {
             // One stream is waited for while it is open, the other only looked at.
             let patience = if index == 0 { Duration::from_millis(20) } else { Duration::ZERO };
-            let line = match stream.receiver.recv_timeout(if open[index] { patience } else { Duration::ZERO }) {
+            let line = match stream.receiver.recv_timeout(if open[index] {
+                patience
+            } else {
+                Duration::ZERO
+            }) {
                 Ok(Line::Whole(line) | Line::Unfinished(line) | Line::TooLong(line)) => line,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -131,7 +149,12 @@ pub fn run_tool_with(
         }
         if interrupted() {
             child.stop(Duration::from_secs(2));
-            return Err(fail(ToolFailureKind::Interrupted, format!("{name} was interrupted"), String::new()));
+            await_exit();
+            return Err(fail(
+                ToolFailureKind::Interrupted,
+                format!("{name} was interrupted"),
+                String::new(),
+            ));
         }
         if elapsed > timeout {
             child.stop(Duration::from_secs(5));
@@ -158,7 +181,11 @@ pub fn run_tool_with(
         if exit.success() {
             return Ok(ToolOutput { stdout, seconds: elapsed.as_secs_f64() });
         }
-        return Err(fail(ToolFailureKind::Exit(exit), format!("{name} failed ({exit})"), telling(&tails)));
+        return Err(fail(
+            ToolFailureKind::Exit(exit),
+            format!("{name} failed ({exit})"),
+            telling(&tails),
+        ));
     }
 }
 
@@ -196,7 +223,11 @@ impl ToolFailure {
     /// In one sentence: the message and the last line of the output that says anything.
     pub fn brief(&self) -> String {
         let last = self.tail.lines().rev().map(str::trim).find(|line| !line.is_empty());
-        let log = self.log.as_ref().map(|path| format!(" (all of it: {})", path.display())).unwrap_or_default();
+        let log = self
+            .log
+            .as_ref()
+            .map(|path| format!(" (all of it: {})", path.display()))
+            .unwrap_or_default();
         match last {
             Some(line) => format!("{}: {line}{log}", self.message),
             None => format!("{}{log}", self.message),
