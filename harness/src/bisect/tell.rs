@@ -29,19 +29,7 @@ pub fn text(result: &RunResult, collected: &Collected, found: &Found<'_>) -> Str
             ));
             lines.extend(evidence(result, collected, row));
         }
-        Found::Nothing { unchecked } => {
-            lines.push("NO DIVERGENCE".into());
-            lines.push(no_divergence(result, subject));
-            if !unchecked.is_empty() {
-                let names: Vec<String> = unchecked.iter().map(Point::to_string).collect();
-                lines.push(format!("checked by nobody: {}", names.join(", ")));
-            }
-            if result.verdict == RunVerdict::Error
-                && let Some(subject) = result.subject()
-            {
-                lines.push(format!("but {subject} failed: {reason}", subject = subject.name, reason = subject.reason));
-            }
-        }
+        Found::Nothing { unchecked } => lines.extend(nothing_found(result, subject, unchecked)),
     }
     if let Found::Cause(row) | Found::Between(_, row) = found {
         lines.push(format!("reproduce with: {}", reproduce(result, row)));
@@ -116,17 +104,49 @@ fn opponent(row: &Row) -> &str {
     }
 }
 
-fn no_divergence(result: &RunResult, subject: &str) -> String {
+fn nothing_found(result: &RunResult, subject: &str, unchecked: &[Point]) -> Vec<String> {
+    let compared = result.rows.iter().any(|r| r.a == subject && matches!(r.verdict, Verdict::Pass | Verdict::Warn));
+    let failure = result.subject().filter(|_| result.verdict == RunVerdict::Error).map(|s| s.reason.clone());
+    let mut lines = Vec::new();
+    match (&failure, compared) {
+        (Some(reason), _) => lines.push(format!("NO VERDICT: {subject} failed: {reason}")),
+        (None, false) => lines.push("NO VERDICT: nothing was compared".into()),
+        (None, true) => lines.push("NO DIVERGENCE".into()),
+    }
+    if compared {
+        lines.push(agreement(result, subject));
+    }
+    if !unchecked.is_empty() && compared {
+        lines.push(format!("checked by nobody: {}", folded(unchecked)));
+    }
+    lines
+}
+
+/// Point names, a stage of several layers as one `h.*`.
+fn folded(points: &[Point]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for point in points {
+        let layers = points.iter().filter(|p| p.stage == point.stage && p.layer.is_some()).count();
+        let name = match point.layer {
+            Some(layer) if layers > 1 => point.to_string().replacen(&format!("h.{layer}"), "h.*", 1),
+            _ => point.to_string(),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
+fn agreement(result: &RunResult, subject: &str) -> String {
+    let compared = |r: &Row| !matches!(r.verdict, Verdict::Unchecked | Verdict::Error);
     let heard: Vec<String> = result
         .references()
-        .filter(|r| result.rows.iter().any(|row| row.b == r.name && row.verdict != Verdict::Unchecked))
+        .filter(|r| result.rows.iter().any(|row| row.a == subject && row.b == r.name && compared(row)))
         .map(|r| r.name.clone())
         .collect();
     let cases = result.cases.len();
-    match heard.as_slice() {
-        [] => format!("no reference could be asked about {subject}"),
-        names => format!("{subject} agrees with {} in {cases} cases", listed(names)),
-    }
+    format!("{subject} agrees with {} in {cases} cases", listed(&heard))
 }
 
 /// The command that makes just this comparison again.

@@ -18,7 +18,7 @@ use llorch_trace::{BundleWriter, Dtype, Stage};
 use crate::evidence::{Case, Evidence, Fault, FaultKind, Plan};
 use crate::lineup::{UNNAMED, file_name, is_name};
 use crate::result::Role;
-use crate::supervise::{AdapterCommand, Failure, FailureKind, Finished, Limits, Session};
+use crate::supervise::{AdapterCommand, Failure, FailureKind, Finished, Forced, Limits, Session};
 
 /// What is the same for all implementations of a run.
 #[derive(Debug)]
@@ -249,12 +249,19 @@ impl<'a> Collection<'a> {
     fn stop(&mut self) {
         let Some(session) = self.session.take() else { return };
         let died = session.dead().is_some();
-        let Finished { exit, leaked, .. } = session.finish();
+        let Finished { exit, leaked, forced, .. } = session.finish();
         if leaked > 0 {
             self.say(&format!("left {leaked} processes behind, which were ended"));
         }
-        if let Some(exit) = exit.filter(|exit| !exit.success() && !died) {
-            self.say(&format!("ended with {exit} after its last case"));
+        if died {
+            return;
+        }
+        match exit.filter(|exit| !exit.success()) {
+            Some(_) if forced != Forced::No => {
+                self.say("did not end when its input ended; it was made to");
+            }
+            Some(exit) => self.say(&format!("ended with {exit} after its last case")),
+            None => {}
         }
     }
 

@@ -32,7 +32,8 @@ impl Progress {
                 let of_pair = |r: &&Row| {
                     r.checkpoint == checkpoint.number && r.kind == RowKind::Pair && r.a == a && r.b == b
                 };
-                let worst = rows.iter().filter(of_pair).max_by(|x, y| weight(x).total_cmp(&weight(y)))?;
+                // Of equals `max_by` takes the last.
+                let worst = rows.iter().rev().filter(of_pair).max_by(|x, y| order(x, y))?;
                 Some(format!("  {:>2} {:<10} {a}–{b}: {}", checkpoint.number, checkpoint.slug, told(worst)))
             })
             .collect();
@@ -42,17 +43,21 @@ impl Progress {
     }
 }
 
-/// Worse verdicts first, then larger differences.
-fn weight(row: &Row) -> f64 {
+/// Worse verdicts first, then larger differences; of equals, the first in data flow.
+fn weight(row: &Row) -> (u8, f64) {
     let verdict = match row.verdict {
-        Verdict::Unchecked => 0.0,
-        Verdict::Pass => 1.0,
-        Verdict::Warn => 2.0,
-        Verdict::Fail => 3.0,
-        Verdict::Error => 4.0,
+        Verdict::Unchecked => 0,
+        Verdict::Pass => 1,
+        Verdict::Warn => 2,
+        Verdict::Fail => 3,
+        Verdict::Error => 4,
     };
-    let difference = row.metrics.as_ref().map_or(0.0, |m| m.max_rel.unwrap_or(f64::MAX));
-    verdict + difference.min(1e30) / 1e31
+    (verdict, row.metrics.as_ref().map_or(0.0, |m| m.max_rel.unwrap_or(f64::INFINITY)))
+}
+
+fn order(x: &Row, y: &Row) -> std::cmp::Ordering {
+    let ((v, d), (w, e)) = (weight(x), weight(y));
+    v.cmp(&w).then(d.total_cmp(&e))
 }
 
 fn told(row: &Row) -> String {
