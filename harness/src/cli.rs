@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
-use crate::{adapters_cmd, bisect, dumps, judge_cmd, points_cmd, run};
+use crate::{adapters_cmd, bisect, dumps, golden, judge_cmd, points_cmd, run};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -42,6 +42,7 @@ pub enum Command {
     Points(points_cmd::Args),
     Compare(dumps::compare::Args),
     Export(dumps::export::Args),
+    Golden(golden::Args),
     Adapters(adapters_cmd::AdaptersArgs),
 }
 
@@ -50,6 +51,7 @@ pub fn main(cli: Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Bisect(args) => bisect::run(args),
+        Command::Golden(args) => golden::run(args).map(ExitCode::from),
         Command::Judge(args) => judge_cmd::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),

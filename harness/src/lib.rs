@@ -15,8 +15,8 @@
 //! 7. [`oracle`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
 //! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
-//! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`live`]: one
-//!     implementation spoken to directly.
+//! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
+//!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 
 pub mod adapters_cmd;
 pub mod assets;
@@ -26,6 +26,7 @@ pub mod collect;
 pub mod compare;
 pub mod dumps;
 pub mod evidence;
+pub mod golden;
 pub mod judge;
 pub mod judge_cmd;
 pub mod lineup;

@@ -40,6 +40,7 @@ pub struct Ask {
     pub points: Vec<String>,
     pub max_new_tokens: usize,
     pub forced_ids: Option<Vec<u32>>,
+    pub sampling: Sampling,
     pub inject: Vec<Inject>,
 }
 
@@ -96,7 +97,7 @@ impl Live {
             prompt: None,
             ids: ask.ids.clone(),
             max_new_tokens: ask.max_new_tokens,
-            sampling: Sampling::default(),
+            sampling: ask.sampling,
             forced_ids: Vec::new(),
         };
         let request = RunRequest {
@@ -105,7 +106,7 @@ impl Live {
             points: ask.points,
             max_new_tokens: ask.max_new_tokens,
             forced_ids: ask.forced_ids,
-            sampling: Sampling::default(),
+            sampling: ask.sampling,
             inject: ask.inject,
             out_dir: out_dir.clone(),
         };

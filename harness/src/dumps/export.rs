@@ -137,7 +137,7 @@ fn run_now(args: &Args, out: &mut Folder) -> Result<(), Stop> {
             points: if args.points.is_empty() { vec!["*".into()] } else { args.points.clone() },
             max_new_tokens: args.new_tokens,
             forced_ids: forced.clone(),
-            inject: Vec::new(),
+            ..Ask::default()
         };
         let captured = live.run(ask).map_err(Stop::environment)?;
         live.finish();

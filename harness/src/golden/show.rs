@@ -1,0 +1,139 @@
+//! Goldens and published answers as text: tables, or Markdown.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+use super::outcome::{Answer, Check, GoldenResult};
+use crate::result::Verdict;
+
+pub fn text(result: &GoldenResult, markdown: bool) -> String {
+    let mut out = String::new();
+    let bold = if markdown { "**" } else { "" };
+    let _ = writeln!(out, "{bold}{}{bold} {}: {}\n", result.verdict.name(), result.subject, summary(result));
+    if !result.goldens.is_empty() {
+        let mut table = table(markdown);
+        table.set_header(["golden", "checkpoint", "compared", "worst at", "max |a−b|", "tolerance", "verdict"]);
+        for row in &result.goldens {
+            table.add_row([
+                row.golden.clone(),
+                row.what.clone(),
+                row.compared.to_string(),
+                row.worst.clone(),
+                row.max_abs.map_or("–".into(), figure),
+                tolerance(row.tolerance),
+                row.verdict.name().into(),
+            ]);
+        }
+        let _ = writeln!(out, "{}\n", table.trim_fmt());
+    }
+    if !result.published.is_empty() {
+        let mut table = table(markdown);
+        table.set_header(["model", "published answer", "kind", "expected", "found", "difference", "tolerance", "verdict"]);
+        for answer in &result.published {
+            table.add_row(published_row(answer));
+        }
+        let _ = writeln!(out, "{}\n", table.trim_fmt());
+    }
+    out += &reasons(result);
+    out
+}
+
+fn summary(result: &GoldenResult) -> String {
+    let count = |verdict| result.published.iter().filter(|a| a.verdict == verdict).count();
+    let (passed, failed, unchecked) =
+        (count(Verdict::Pass), count(Verdict::Fail), count(Verdict::Unchecked));
+    let mut parts = Vec::new();
+    if !result.goldens.is_empty() {
+        let good = result.goldens.iter().filter(|g| g.verdict == Verdict::Pass).count();
+        parts.push(format!("{good} of {} goldens", result.goldens.len()));
+    }
+    if !result.published.is_empty() {
+        let mut text = format!("{passed} of {} published answers", result.published.len());
+        if failed > 0 {
+            let _ = write!(text, ", {failed} fail");
+        }
+        if unchecked > 0 {
+            let _ = write!(text, ", {unchecked} UNCHECKED");
+        }
+        parts.push(text);
+    }
+    parts.join("; ")
+}
+
+fn table(markdown: bool) -> Table {
+    let mut table = Table::new();
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_HORIZONTAL_ONLY });
+    if !markdown {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        if !std::io::stdout().is_terminal() {
+            table.set_width(140);
+        }
+    }
+    table
+}
+
+/// The worst number or text of an answer stands for it.
+fn published_row(answer: &Answer) -> [String; 8] {
+    let text = |f: fn(&Check) -> String| answer.worst().map_or(String::new(), f);
+    let of = |c: &Check, value: &str| match c.difference {
+        Some(_) => format!("{} {value}", c.what),
+        None => value.to_string(),
+    };
+    [
+        answer.of.clone(),
+        answer.id.clone(),
+        answer.kind.clone(),
+        answer.worst().map_or(String::new(), |c| shorten(&of(c, &c.expected))),
+        text(|c| shorten(&c.found)),
+        text(|c| c.difference.map_or(String::new(), figure)),
+        text(|c| tolerance(c.tolerance)),
+        answer.verdict.name().into(),
+    ]
+}
+
+/// Each reason once, with how many it holds for.
+fn reasons(result: &GoldenResult) -> String {
+    let mut out = String::new();
+    for row in result.goldens.iter().filter(|r| !r.reason.is_empty()) {
+        let _ = writeln!(out, "{} {}, {}: {}", row.verdict.name(), row.golden, row.what, row.reason);
+    }
+    let mut said: Vec<(&str, Verdict, Vec<&str>)> = Vec::new();
+    for answer in result.published.iter().filter(|a| !a.reason.is_empty()) {
+        match said.iter_mut().find(|(reason, verdict, _)| *reason == answer.reason && *verdict == answer.verdict) {
+            Some((_, _, ids)) => ids.push(&answer.id),
+            None => said.push((&answer.reason, answer.verdict, vec![&answer.id])),
+        }
+    }
+    for (reason, verdict, ids) in said {
+        let which = match ids.as_slice() {
+            [only] => only.to_string(),
+            many => format!("{} published answers", many.len()),
+        };
+        let _ = writeln!(out, "{} {which}: {reason}", verdict.name());
+    }
+    let failed = result.published.iter().filter(|a| a.verdict == Verdict::Fail).count();
+    if failed > 0 {
+        let _ = writeln!(
+            out,
+            "{failed} published answers don't hold: these are not the published weights, or the subject is wrong"
+        );
+    }
+    out
+}
+
+fn figure(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
+}
+
+fn tolerance(t: f64) -> String {
+    if t == 0.0 { "exact".into() } else { format!("{t:.1e}") }
+}
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.into(),
+    }
+}
