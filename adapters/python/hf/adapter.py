@@ -58,7 +58,8 @@ class HfAdapter(Adapter):
         "logits": "output of lm_head; b t v -> t v",
         "logits.last": "last row of logits (lm_head of the last row alone where logits isn't asked for)",
         "argmax": "numpy.argmax of logits.last: the lowest id of a tie",
-        "next.probs": "TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, torch.softmax",
+        "next.probs": "TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, torch.softmax summed in float64 "
+        "(in float32 its own rounding over the vocabulary reaches 1e-5)",
     }
 
     def __init__(self, variant=None):
@@ -115,7 +116,10 @@ class HfAdapter(Adapter):
                 scores = TopKLogitsWarper(settings.top_k)(None, scores)
             if settings.top_p < 1:
                 scores = TopPLogitsWarper(settings.top_p)(None, scores)
-        return torch.softmax(scores, dim=-1)[0].numpy()
+        # In f32 torch's softmax over a vocabulary of 50,257 loses up to 1e-5 of the total: each
+        # of its few partial sums takes thousands of terms too small to change it. That is its
+        # kernel's rounding, not GPT-2's probabilities, so the sum is taken in float64.
+        return torch.softmax(scores, dim=-1, dtype=torch.float64)[0].to(scores.dtype).numpy()
 
     def tokenize(self, text):
         tokenizer = self._load_tokenizer()
