@@ -33,10 +33,7 @@ pub fn resolve(name: &str, path: &Path, cache: &Path) -> Result<ResolvedModel, M
         dir,
         files,
     };
-    // Computed weights carry their origin, so that no path makes them pass for trained ones.
-    if let Some(identity) =
-        weights.metadata().as_ref().and_then(|metadata| metadata.get(synth::METADATA_KEY))
-    {
+    if let Some(identity) = synth::identity(&weights) {
         model.kind = ModelKind::Synthetic;
         model.source = format!("{}, computed: {identity}", model.source);
         return Ok(model);

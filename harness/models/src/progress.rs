@@ -1,11 +1,14 @@
 //! One line of progress on stderr: a bar on a terminal, a line now and then elsewhere.
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Smaller work is over before a line about it is read.
+const WORTH_A_LINE: u64 = 1_000_000;
 
 /// Bytes done out of bytes to do, under one heading.
 #[derive(Debug)]
@@ -29,14 +32,16 @@ impl Progress {
             Shown::Nothing
         } else if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template(
-                "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
+                "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ({eta})",
             )
             .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
                 .with_style(style);
             Shown::Bar(bar.with_message(what.to_owned()))
         } else {
-            eprintln!("{what}: {}", HumanBytes(total));
+            if total >= WORTH_A_LINE {
+                eprintln!("{what}: {}", DecimalBytes(total));
+            }
             Shown::Lines { last: Instant::now() }
         };
         Progress { what: what.to_owned(), total, done: 0, shown }
@@ -52,7 +57,7 @@ impl Progress {
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();
                     let percent = 100 * done / self.total.max(1);
-                    eprintln!("{}: {percent} % of {}", self.what, HumanBytes(self.total));
+                    eprintln!("{}: {percent} % of {}", self.what, DecimalBytes(self.total));
                 }
             }
         }

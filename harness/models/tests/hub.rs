@@ -408,3 +408,18 @@ fn a_revision_cannot_climb_out_of_the_cache() {
     assert_eq!(error.exit_code(), 2, "{error}");
     assert!(!Path::new(&world.path("hf")).exists());
 }
+
+#[test]
+fn computed_weights_are_called_synthetic_whatever_repository_serves_them() {
+    let world = World::new();
+    let options = ResolveOptions { quiet: true, ..ResolveOptions::default() };
+    let synth = resolve_in("synth:tiny", &options, &world.path("llorch"), &world.env()).unwrap();
+    world.hub.change(|hub| {
+        let weights = fs::read(synth.dir.join("model.safetensors")).unwrap();
+        hub.files.insert("model.safetensors".to_owned(), weights);
+    });
+    let model = world.resolve_as("gpt2-xl", &ResolveOptions::default()).unwrap();
+    assert_eq!(model.kind, ModelKind::Synthetic);
+    assert_eq!(model.weights_sha256(), synth.weights_sha256());
+    assert!(model.source.ends_with("computed: tiny, seed 0, recipe 1"), "{}", model.source);
+}

@@ -14,7 +14,7 @@ use crate::cache::{check_free_space, lock};
 use crate::error::ModelError;
 use crate::name::is_revision;
 use crate::progress::Progress;
-use crate::{ResolveOptions, ResolvedModel, folder, published};
+use crate::{ModelKind, ResolveOptions, ResolvedModel, folder, published, synth};
 use client::{Client, Listing, Remote};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::fs;
@@ -102,10 +102,10 @@ fn finish(
     endpoint: Option<&str>,
     cache: &Path,
 ) -> Result<ResolvedModel, ModelError> {
-    folder::check(&snapshot.dir)?;
+    let weights = folder::check(&snapshot.dir)?;
     let mut model = ResolvedModel {
         name: name.to_owned(),
-        kind: crate::ModelKind::Trained,
+        kind: ModelKind::Trained,
         source: format!("hub {id}"),
         revision: Some(snapshot.commit.clone()),
         dir: snapshot.dir.clone(),
@@ -115,10 +115,15 @@ fn finish(
     if let Some(endpoint) = endpoint.filter(|endpoint| *endpoint != OFFICIAL_ENDPOINT) {
         model.source = format!("hub {id} from {endpoint}");
     }
+    if let Some(identity) = synth::identity(&weights) {
+        model.kind = ModelKind::Synthetic;
+        model.source.push_str(&format!(", computed: {identity}"));
+        return Ok(model);
+    }
     // Another endpoint may serve anything under any name: there only a known hash counts.
     let vouches = proven && endpoint.is_none_or(|endpoint| endpoint == OFFICIAL_ENDPOINT);
     model.kind = published::kind(model.weights_sha256(), vouches.then_some(id));
-    if published::by_repo(id).is_some() && model.kind != crate::ModelKind::Real {
+    if published::by_repo(id).is_some() && model.kind != ModelKind::Real {
         model.source.push_str(", whose weights are not known to be the published ones");
     }
     Ok(model)

@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use crate::{ModelKind, ResolveOptions, ResolvedModel, folder, nano};
 use file::{Layout, TensorFile};
 use plan::{Plan, RECIPE};
+use safetensors::tensor::Metadata;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -27,7 +28,7 @@ const VOCAB: usize = 50_257;
 const END_OF_TEXT: usize = 50_256;
 
 /// The key of a safetensors file's metadata by which these weights are known wherever they are.
-pub(crate) const METADATA_KEY: &str = "llorch.synthetic";
+const METADATA_KEY: &str = "llorch.synthetic";
 /// Holds the sha256 of the weights as they were computed.
 const RECORD: &str = "model.safetensors.sha256";
 
@@ -110,6 +111,12 @@ pub fn resolve(
         dir,
         files,
     })
+}
+
+/// Size, seed and recipe of computed weights, which they carry in their header, so that no path and no
+/// repository makes them pass for trained ones.
+pub(crate) fn identity(header: &Metadata) -> Option<&str> {
+    header.metadata().as_ref()?.get(METADATA_KEY).map(String::as_str)
 }
 
 /// Whole, and the weights are what was once computed.
