@@ -1,7 +1,7 @@
 //! Text to token ids and back, by the `tokenizers` crate.
 //!
 //! That crate panics on some damaged files, so every call into it goes through one boundary,
-//! [`guarded`], where a panic becomes an error.
+//! `guarded`, where a panic becomes an error.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

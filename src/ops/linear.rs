@@ -1,17 +1,18 @@
 //! The linear layer: `x · W + b`, with W stored `[in, out]` as Hugging Face's Conv1D has it.
 //!
 //! Every output element is summed in this order, whoever computes it:
-//! over chunks of [`CHUNK`] inputs in order; inside a chunk, fused multiply-adds from 0 in the order
+//! over chunks of `CHUNK` inputs in order; inside a chunk, fused multiply-adds from 0 in the order
 //! of the inputs; the chunks' sums added in order; the bias last.
 //!
 //! Two routines compute it, by shape:
-//! - [`tiles`]: faer, for whole tiles of 4 tokens by 96 outputs. That is where the arithmetic of a
+//! - `Product::tiles`: faer, for whole tiles of 4 tokens by 96 outputs. That is where the arithmetic of a
 //!   prefill is. In a whole tile faer keeps one accumulator an element and adds in the order above;
 //!   in partial tiles and with a single token it does not promise to, so it gets none. Should it ever
-//!   add otherwise (another version, another CPU), [`faer_keeps_the_order`] notices and it gets no work.
-//! - [`thin`]: what is left: the single token of a decode step, whose weights it streams through
+//!   add otherwise (another version, another CPU), `faer_keeps_the_order` notices and it gets no work.
+//! - `thin`: what is left: the single token of a decode step, whose weights it streams through
 //!   once, in the order in which they lie in memory; and the edges of a prefill.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use faer::linalg::matmul::matmul;
@@ -31,9 +32,9 @@ const TILE_OUTPUTS: usize = 96;
 /// tiles on every CPU (it cuts larger ones by cache size first), large enough to pay for its packing.
 const BLOCK_OUTPUTS: usize = 2 * TILE_OUTPUTS;
 const BLOCK_TOKENS: usize = 128;
-/// Fewer tokens than this are bound by memory, which [`thin`] reads in long runs; faer does not.
+/// Fewer tokens than this are bound by memory, which `thin` reads in long runs; faer does not.
 const FEW_TOKENS: usize = 8;
-/// Rows of weights that [`thin`] reads side by side.
+/// Rows of weights that `thin` reads side by side.
 const STRIP: usize = 16;
 
 /// `x · weight + bias`.
@@ -54,11 +55,15 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32])
     if tokens == 0 || outputs == 0 {
         return out;
     }
-    let x = x.to_slice().expect("activations are in standard layout");
-    let weight = weight.to_slice().expect("weights are in standard layout");
+    let product = Product {
+        x: x.to_slice().expect("activations are in standard layout"),
+        weight: weight.to_slice().expect("weights are in standard layout"),
+        inputs,
+        outputs,
+    };
 
     // Each thread owns whole columns of the output, all tokens of them, so that a weight is read by
-    // one thread only. One token: a few wide panels, read in long runs. More: panels to share out.
+    // one thread only. Few tokens: a few wide panels, read in long runs. More: panels to share out.
     let threads =
         if worth_it(tokens * inputs * outputs) { rayon::current_num_threads() } else { 1 };
     let panel = if tokens < FEW_TOKENS {
@@ -76,19 +81,13 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32])
     let panels = columns.par_row_chunks_mut(panel).enumerate();
     let min_len = if threads == 1 { outputs.div_ceil(panel) } else { 1 };
     panels.with_min_len(min_len).for_each(|(p, mut out)| {
-        let first = p * panel;
-        let width = out.nrows();
-        let (tiled_tokens, tiled_outputs) = if by_faer {
-            (tokens / TILE_TOKENS * TILE_TOKENS, width / TILE_OUTPUTS * TILE_OUTPUTS)
-        } else {
-            (0, 0)
-        };
-        if tiled_tokens > 0 && tiled_outputs > 0 {
-            let whole = out.as_mut().submatrix_mut(0, 0, tiled_outputs, tiled_tokens);
-            tiles(whole, &x[..tiled_tokens * inputs], &weight[first..], inputs, outputs);
-        }
-        edges(out.as_mut(), 0, tiled_tokens, tiled_outputs, x, weight, inputs, outputs, first);
-        edges(out.as_mut(), tiled_tokens, tokens, 0, x, weight, inputs, outputs, first);
+        let (first, width) = (p * panel, out.nrows());
+        let whole = |n: usize, tile: usize| if by_faer { n / tile * tile } else { 0 };
+        let tiled_tokens = whole(tokens, TILE_TOKENS);
+        let tiled_outputs = whole(width, TILE_OUTPUTS);
+        product.tiles(first, out.as_mut().submatrix_mut(0, 0, tiled_outputs, tiled_tokens));
+        product.edges(first, tiled_outputs, 0..tiled_tokens, out.as_mut());
+        product.edges(first, 0, tiled_tokens..tokens, out.as_mut());
         for t in 0..tokens {
             for (y, b) in column(&mut out, t).iter_mut().zip(&bias[first..]) {
                 *y += b;
@@ -98,62 +97,62 @@ pub fn linear(x: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>, bias: &[f32])
     out
 }
 
-/// Token `t`'s outputs inside a panel.
+/// Token `t`'s outputs inside a panel, a panel being `[n, T]` in columns: n neighbouring outputs.
 fn column<'a>(panel: &'a mut MatMut<'_, f32>, t: usize) -> &'a mut [f32] {
     let column = panel.as_mut().col_mut(t).try_as_col_major_mut();
     column.expect("a token's outputs lie together").as_slice_mut()
 }
 
-/// `out = weight_panelᵀ · xᵀ` by faer, block by block, chunk by chunk.
-///
-/// - `out`: `[n, T]` in columns; `x`: `[T, K]` in rows; `weight`: `[K, N]` in rows, from the panel's
-///   first column on
-fn tiles(mut out: MatMut<'_, f32>, x: &[f32], weight: &[f32], inputs: usize, outputs: usize) {
-    let (width, tokens) = (out.nrows(), out.ncols());
-    let x = MatRef::from_row_major_slice_with_stride(x, tokens, inputs, inputs); // [T, K]
-    for begin in (0..tokens).step_by(BLOCK_TOKENS) {
-        let end = tokens.min(begin + BLOCK_TOKENS);
-        for k in (0..inputs).step_by(CHUNK) {
-            let depth = CHUNK.min(inputs - k);
-            let rows = &weight[k * outputs..(k + depth - 1) * outputs + width];
-            let w = MatRef::from_row_major_slice_with_stride(rows, depth, width, outputs); // [k, n]
-            let x = x.submatrix(begin, k, end - begin, depth); // [t, k]
-            let accumulate = if k == 0 { Accum::Replace } else { Accum::Add };
-            let out = out.as_mut().submatrix_mut(0, begin, width, end - begin); // [n, t]
-            matmul(out, accumulate, w.transpose(), x.transpose(), 1.0, Par::Seq);
-        }
-    }
+/// What is to be multiplied: `x`, `[T, K]`, by `weight`, `[K, N]`, both in rows.
+struct Product<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    /// K
+    inputs: usize,
+    /// N
+    outputs: usize,
 }
 
-/// Tokens `begin..end`, outputs from `from` on, of a panel: whatever is no whole tile.
-fn edges(
-    mut out: MatMut<'_, f32>,
-    begin: usize,
-    end: usize,
-    from: usize,
-    x: &[f32],
-    weight: &[f32],
-    inputs: usize,
-    outputs: usize,
-    first: usize,
-) {
-    let width = out.nrows() - from;
-    if width == 0 {
-        return;
+impl Product<'_> {
+    /// Adds the products for outputs from `first` on to `out`, `[n, T]` in columns and all zeros, by
+    /// faer: block by block, chunk by chunk.
+    fn tiles(&self, first: usize, mut out: MatMut<'_, f32>) {
+        let (width, tokens) = (out.nrows(), out.ncols());
+        if width == 0 || tokens == 0 {
+            return;
+        }
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let x = &self.x[..tokens * inputs];
+        let x = MatRef::from_row_major_slice_with_stride(x, tokens, inputs, inputs); // [T, K]
+        for begin in (0..tokens).step_by(BLOCK_TOKENS) {
+            let t = BLOCK_TOKENS.min(tokens - begin);
+            for k in (0..inputs).step_by(CHUNK) {
+                let depth = CHUNK.min(inputs - k);
+                let w =
+                    &self.weight[k * outputs + first..(k + depth - 1) * outputs + first + width];
+                let w = MatRef::from_row_major_slice_with_stride(w, depth, width, outputs); // [k, n]
+                let x = x.submatrix(begin, k, t, depth); // [t, k]
+                let out = out.as_mut().submatrix_mut(0, begin, width, t); // [n, t]
+                matmul(out, Accum::Add, w.transpose(), x.transpose(), 1.0, Par::Seq);
+            }
+        }
     }
-    // A few tokens at a time, so that each weight is read once for all of them.
-    for t in (begin..end).step_by(FEW_TOKENS) {
-        let rows = FEW_TOKENS.min(end - t);
-        let mut sums = vec![0.0; rows * width];
-        thin(
-            &x[t * inputs..(t + rows) * inputs],
-            &weight[first + from..],
-            inputs,
-            outputs,
-            &mut sums,
-        );
-        for (r, sums) in sums.chunks_exact(width).enumerate() {
-            column(&mut out, t + r)[from..].copy_from_slice(sums);
+
+    /// The same for `tokens`, and for what lies from row `from` on in `out`: whatever is no whole tile.
+    fn edges(&self, first: usize, from: usize, tokens: Range<usize>, mut out: MatMut<'_, f32>) {
+        let width = out.nrows() - from;
+        if width == 0 {
+            return;
+        }
+        // A few tokens at a time, so that each weight is read once for all of them.
+        for t in tokens.clone().step_by(FEW_TOKENS) {
+            let rows = FEW_TOKENS.min(tokens.end - t);
+            let x = &self.x[t * self.inputs..(t + rows) * self.inputs];
+            let mut sums = vec![0.0; rows * width]; // [t, n]
+            thin(x, &self.weight[first + from..], self.inputs, self.outputs, &mut sums);
+            for (r, sums) in sums.chunks_exact(width).enumerate() {
+                column(&mut out, t + r)[from..].copy_from_slice(sums);
+            }
         }
     }
 }
@@ -163,7 +162,7 @@ dispatched! {
     ///
     /// - `x`: `[R, K]`, `out`: `[R, n]` (zeros), `weight`: `[K, N]` from the panel's first column on;
     ///   n = out.len() / R
-    pub(super) fn thin(x: &[f32], weight: &[f32], inputs: usize, stride: usize, out: &mut [f32]) {
+    fn thin(x: &[f32], weight: &[f32], inputs: usize, stride: usize, out: &mut [f32]) {
         let rows = x.len() / inputs.max(1);
         if rows == 0 {
             return;
@@ -227,7 +226,7 @@ pub fn faer_keeps_the_order() -> bool {
             let weight = noise(inputs * outputs, 2);
             let mut by_faer = vec![0.0; tokens * outputs];
             let columns = MatMut::from_column_major_slice_mut(&mut by_faer, outputs, tokens);
-            tiles(columns, &x, &weight, inputs, outputs);
+            Product { x: &x, weight: &weight, inputs, outputs }.tiles(0, columns);
             let mut expected = vec![0.0; tokens * outputs];
             thin(&x, &weight, inputs, outputs, &mut expected);
             by_faer == expected

@@ -1,6 +1,6 @@
 //! Run-time choice of instruction set, without a second implementation.
 //!
-//! A kernel is written once, in plain Rust over slices and small arrays; [`dispatched!`] compiles
+//! A kernel is written once, in plain Rust over slices and small arrays; `dispatched!` compiles
 //! that body for AVX-512, for AVX2 with FMA, and for the build's own target, and calls the best that
 //! the CPU has. Every multiply-add is `f32::mul_add`, which is rounded once whatever executes it,
 //! and no kernel lets the width of a register decide the order of a sum: the three agree bit for bit.
