@@ -124,6 +124,9 @@ impl Understood {
             self.named.push(Named { key, raw: raw.clone(), layout, third, ggml, canonical });
         };
         let refused = match parse_stem(&name) {
+            _ if name.contains("#rows=") => {
+                "some rows of a point, as goldens keep them; `golden check` compares those".into()
+            }
             Some(Ok(file)) => return named(file.point, file.step, Layout::Ours, None, false),
             Some(Err(reason)) => reason,
             None => match meaning(&name) {

@@ -15,6 +15,7 @@ use crate::live::{Live, LiveError};
 use crate::provision::ProvisionOptions;
 use crate::report::Format;
 use crate::result::Verdict;
+use crate::supervise::FailureKind;
 
 /// Check the engine against goldens and published answers.
 ///
@@ -61,6 +62,7 @@ impl CheckError {
         match self {
             CheckError::Subject(_) => 2,
             CheckError::Model(e) => e.exit_code(),
+            CheckError::Live(LiveError::Adapter(f)) if f.kind == FailureKind::Spawn => 3,
             CheckError::Live(LiveError::Adapter(_) | LiveError::Tensor { .. }) => 5,
             _ => 3,
         }
