@@ -8,6 +8,8 @@ mod markdown;
 mod numbers;
 mod sentences;
 mod table;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use crate::result::RunResult;

@@ -80,7 +80,7 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
             verdict_cell(view.verdict, style),
             Cell::new(format!("{} semantics, {} kernels", view.semantics, view.kernels)),
             Cell::new(figure.unwrap_or("-".into())),
-            Cell::new(largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into())),
+            Cell::new(largest_or_first(view, largest)),
         ]);
     }
     let _ = writeln!(out, "\n{table}");
@@ -89,6 +89,15 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
         for u in &result.unchecked {
             let _ = writeln!(out, "  {}: {}", u.what, u.reason);
         }
+    }
+}
+
+/// Where to look: the first failure in data-flow order, or the largest error where nothing failed.
+fn largest_or_first(view: &CheckpointView<'_>, largest: Option<&Row>) -> String {
+    match (view.first_failure(), largest) {
+        (Some(row), _) => format!("first at {}, {}–{}", place(row), row.a, row.b),
+        (None, Some(row)) => format!("{}, {}", row.b, place(row)),
+        (None, None) => "-".into(),
     }
 }
 

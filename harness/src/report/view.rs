@@ -3,7 +3,7 @@
 
 use llorch_trace::Stage;
 
-use crate::result::{Implementation, Role, Row, RowKind, RunResult, Status, Verdict};
+use crate::result::{Implementation, Row, RowKind, RunResult, Status, Verdict};
 use llorch_trace::points::CHECKPOINTS;
 use llorch_trace::protocol::Worth;
 
@@ -114,6 +114,15 @@ fn strain(row: &Row) -> f64 {
     if row.tolerance > 0.0 { max_abs / (row.tolerance * size) } else { max_abs }
 }
 
+impl<'a> CheckpointView<'a> {
+    /// The first row that failed, in data-flow order.
+    pub fn first_failure(&self) -> Option<&'a Row> {
+        let rows = self.lines.iter().flat_map(|l| l.rows.iter().copied());
+        let failed = rows.filter(|r| r.verdict == Verdict::Fail);
+        failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
+    }
+}
+
 impl<'a> PointLine<'a> {
     /// The rows of one pair, in the order of the result.
     pub fn of_pair(&self, pair: &Pair) -> impl Iterator<Item = &'a Row> {
@@ -162,8 +171,4 @@ pub fn pairs(result: &RunResult) -> (Vec<Pair>, Vec<Pair>) {
 pub fn widest<'a>(lines: &[PointLine<'a>], pairs: &[Pair]) -> Option<&'a Row> {
     let all = lines.iter().flat_map(|l| pairs.iter().filter_map(|p| l.cell(p)?.1));
     all.max_by(|x, y| size(x).total_cmp(&size(y)))
-}
-
-pub fn is_subject(result: &RunResult, name: &str) -> bool {
-    result.implementations.iter().any(|i| i.role == Role::Subject && i.name == name)
 }

@@ -20,5 +20,5 @@ pub mod tensor;
 pub use bundle::{Bundle, BundleWriter, Manifest};
 pub use dims::Dims;
 pub use error::{Error, Result};
-pub use points::{Checkpoint, Class, Point, PointSet, Stage, all_points, checkpoint};
+pub use points::{CHECKPOINTS, Checkpoint, Class, Point, PointSet, Stage, all_points, checkpoint};
 pub use tensor::{Dtype, Tensor, TensorData};

@@ -1,0 +1,200 @@
+//! What a reader sees, on a small made-up result.
+
+use std::collections::BTreeMap;
+
+use llorch_trace::protocol::Worth;
+
+use super::*;
+use crate::result::*;
+
+fn implementation(name: &str, role: Role, worth: Worth) -> Implementation {
+    Implementation {
+        name: name.into(),
+        role,
+        version: format!("{name} 1.0"),
+        worth: Some(worth),
+        status: Status::Ok,
+        reason: String::new(),
+        mend: None,
+        recipes: BTreeMap::new(),
+    }
+}
+
+fn row(a: &str, b: &str, layer: usize, step: usize, error: f64, verdict: Verdict) -> Row {
+    Row {
+        case: "hello".into(),
+        step,
+        checkpoint: 2,
+        point: format!("h.{layer}.attn.q").parse().unwrap(),
+        layer: Some(layer),
+        kind: RowKind::Pair,
+        a: a.into(),
+        b: b.into(),
+        metrics: Some(Metrics {
+            max_abs: Some(error),
+            max_rel: Some(error),
+            rel_l2: Some(error),
+            rmse: Some(error),
+            ulp_max: Some(3),
+            exceeding: usize::from(verdict == Verdict::Fail),
+            total: 8,
+            worst: vec![0, 1, 1],
+            worst_values: [Some(0.5 + error), Some(0.5)],
+        }),
+        tolerance: 1e-4,
+        verdict,
+        reason: if verdict == Verdict::Fail { "1 of 8 elements exceed the tolerance".into() } else { String::new() },
+        excerpt: (verdict == Verdict::Fail)
+            .then(|| Excerpt { from: vec![0, 1, 0], a: vec![Some(0.25), Some(1.5)], b: vec![Some(0.25), Some(0.5)] }),
+    }
+}
+
+fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
+    RunResult {
+        schema: SCHEMA.into(),
+        verdict,
+        started: "2026-01-01T00:00:00Z".into(),
+        seconds: BTreeMap::from([("total".into(), 12.5)]),
+        command: vec!["llorch-diff".into(), "run".into()],
+        model: ModelRecord {
+            name: "nano".into(),
+            kind: ModelKind::Trained,
+            source: "embedded".into(),
+            revision: None,
+            sha256: "ab12".into(),
+            config: serde_json::json!({}),
+        },
+        implementations: vec![
+            implementation("ours", Role::Subject, Worth::Semantics),
+            implementation("hf", Role::Reference, Worth::Semantics),
+            implementation("candle", Role::Reference, Worth::Kernels),
+        ],
+        cases: vec![],
+        rows,
+        unchecked: vec![Unchecked {
+            what: "candle: h.*.attn.k".into(),
+            kind: UncheckedKind::Unsupported,
+            reason: "no hook there".into(),
+        }],
+    }
+}
+
+fn honest() -> RunResult {
+    let mut rows = Vec::new();
+    for (layer, step) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
+        let size = 1e-7 * (1 + layer + 2 * step) as f64;
+        rows.push(row("ours", "hf", layer, step, size, Verdict::Pass));
+        rows.push(row("ours", "candle", layer, step, 2.0 * size, Verdict::Pass));
+        rows.push(row("hf", "candle", layer, step, 3.0 * size, Verdict::Pass));
+    }
+    result(rows, RunVerdict::Pass)
+}
+
+fn broken() -> RunResult {
+    let mut result = honest();
+    for r in result.rows.iter_mut().filter(|r| r.a == "ours" && r.layer == Some(1)) {
+        *r = row("ours", &r.b.clone(), 1, r.step, 1.0, Verdict::Fail);
+    }
+    result.verdict = RunVerdict::Fail;
+    result
+}
+
+fn table(result: &RunResult) -> String {
+    render(result, Format::Table, &Style::default())
+}
+
+#[test]
+fn an_honest_run_says_so_in_its_first_line_and_in_one_sentence() {
+    let text = table(&honest());
+    let first = text.lines().next().unwrap();
+    assert!(first.starts_with("PASS · ours matches hf and candle at"), "{first}");
+    assert!(first.contains("real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)"));
+    let sentence = "ours matches hf and candle; the references agree within 1.2e-6, widest hf–candle at h.1.attn.q.";
+    assert!(text.contains(sentence), "{text}");
+    assert!(text.contains("1 semantics, 1 kernels"), "{text}");
+    assert!(text.contains("candle: h.*.attn.k: no hook there"));
+}
+
+#[test]
+fn layers_and_steps_fold_onto_the_worst() {
+    let text = table(&honest());
+    let line = text.lines().find(|l| l.contains("h.*.attn.q")).unwrap();
+    // Three pairs: the largest of each over two layers and two steps.
+    for part in ["×4", "4.0e-7", "8.0e-7", "1.2e-6", "1e-4", "layer 1, hello step 1 [0,1,1]", "PASS"] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+#[test]
+fn a_failure_shows_the_first_place_both_values_and_a_hint() {
+    let text = table(&broken());
+    assert!(text.starts_with("FAIL · ours against hf and candle: 0 of 1 checkpoints passed, first at h.1.attn.q (case hello, prefill)"), "{text}");
+    for part in [
+        "ours differs from hf and candle; the references agree",
+        "worst [0,1,1]: 1.500000 against 0.5000000",
+        "ours from [0,1,0]: 0.2500000 1.500000",
+        "hint: Conv1D weights are [in, out]",
+        "and 1 more rows that fail here",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn real_weights_have_no_unchecked_line() {
+    let mut result = honest();
+    result.model.kind = ModelKind::Real;
+    assert!(!table(&result).lines().next().unwrap().contains("UNCHECKED"));
+}
+
+#[test]
+fn markdown_has_the_same_figures_and_escapes_what_would_break_a_table() {
+    let text = render(&broken(), Format::Md, &Style::default());
+    assert!(text.starts_with("# FAIL · ours against hf and candle"), "{text}");
+    assert!(text.contains("| `h.\\*.attn.q` ×4 | 1.0e0 FAIL | 1.0e0 FAIL | 1.2e-6 |"), "{text}");
+    for line in text.lines().filter(|l| l.starts_with('|')) {
+        assert!(line.ends_with('|'), "{line}");
+    }
+}
+
+#[test]
+fn json_is_the_result() {
+    let result = broken();
+    let text = render(&result, Format::Json, &Style::default());
+    assert_eq!(serde_json::from_str::<RunResult>(&text).unwrap(), result);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let row = &value["rows"][0];
+    assert_eq!((&row["kind"], &row["point"], &row["max_abs"]), (
+        &"pair".into(), &"h.0.attn.q".into(), &1e-7.into()
+    ));
+}
+
+#[test]
+fn colour_comes_only_where_it_is_asked_for() {
+    assert!(!table(&broken()).contains('\x1b'));
+    let style = Style { colour: true, ..Style::default() };
+    assert!(render(&broken(), Format::Table, &style).contains('\x1b'));
+}
+
+#[test]
+fn tables_keep_to_the_width() {
+    let style = Style { width: Some(80), ..Style::default() };
+    let text = render(&broken(), Format::Table, &style);
+    for line in text.lines().filter(|l| l.starts_with(['┌', '│', '╞', '└'])) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn beyond_three_references_the_spread_stands_for_the_pairs() {
+    let mut result = honest();
+    for name in ["x", "y"] {
+        result.implementations.push(implementation(name, Role::Reference, Worth::Kernels));
+        result.rows.push(row("ours", name, 0, 0, 1e-7, Verdict::Pass));
+    }
+    result.rows.push(row("x", "y", 0, 0, 5e-5, Verdict::Pass));
+    let text = table(&result);
+    assert!(text.contains("widest pair") && text.contains("5.0e-5 x–y"), "{text}");
+    let all = render(&result, Format::Table, &Style { pairs: true, ..Style::default() });
+    assert!(!all.contains("widest pair"), "{all}");
+}
