@@ -55,7 +55,7 @@ impl Dims {
             vocab_size: size("vocab_size")?,
             n_positions,
         };
-        if dims.n_embd % dims.n_head != 0 {
+        if !dims.n_embd.is_multiple_of(dims.n_head) {
             return Err(format!(
                 "n_embd {} is not a multiple of n_head {}",
                 dims.n_embd, dims.n_head
