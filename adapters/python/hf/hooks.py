@@ -108,9 +108,7 @@ class HfSession(Session):
     def _softmax(self, blocks):
         """Scores and probabilities are locals of upstream's attention function; what is in
         reach is its call of `torch.nn.functional.softmax`."""
-        points = [
-            (layer_point(i, "attn.scores"), layer_point(i, "attn.probs")) for i in range(len(blocks))
-        ]
+        points = [(layer_point(i, "attn.scores"), layer_point(i, "attn.probs")) for i in range(len(blocks))]
         if not any(self._probe.ever_active(p) for pair in points for p in pair):
             return
         mode = SoftmaxMode(self._probe)

@@ -66,7 +66,9 @@ class Probe:
                 f"expected {list(expected)}"
             )
         if point in INTEGERS:
-            if value.dtype.kind not in "iu" or (value.size and not 0 <= value.min() <= value.max() < self._dims.vocab_size):
+            if value.dtype.kind not in "iu" or (
+                value.size and not 0 <= value.min() <= value.max() < self._dims.vocab_size
+            ):
                 raise InputError(f"failed to inject {point}: {file} doesn't hold token ids")
             return value.astype(np.int64)
         if value.dtype.kind != "f":

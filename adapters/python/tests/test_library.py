@@ -50,7 +50,9 @@ class Schema(unittest.TestCase):
         for block in blocks:
             for arrow, part in (("→ ", "request"), ("← ", "response")):
                 for message in block.split(arrow)[1:]:
-                    message = message.split("\n→")[0].split("\n←")[0].split("\n  …")[0].replace(",…", "").replace("…", "")
+                    message = (
+                        message.split("\n→")[0].split("\n←")[0].split("\n  …")[0].replace(",…", "").replace("…", "")
+                    )
                     validator(part).validate(json.loads(" ".join(message.split("\n"))))
                     found += 1
         self.assertGreaterEqual(found, 10)
@@ -151,7 +153,9 @@ print("noise"); os.write(1, b"native noise\\n"); os.system("echo child noise; ca
 subprocess.run(["cat"])
 replies.write(b"answer to " + requests.readline()); replies.flush()
 """
-        done = subprocess.run([sys.executable, "-c", script, str(ADAPTERS)], input=b"question\n", capture_output=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(ADAPTERS)], input=b"question\n", capture_output=True, timeout=60
+        )
         self.assertEqual(done.stdout, b"answer to question\n")
         self.assertEqual(sorted(done.stderr.split()), sorted(b"noise native noise child noise".split()))
 
@@ -189,6 +193,11 @@ class Zigcc(unittest.TestCase):
             fake = Path(folder) / "zig"
             fake.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
             fake.chmod(0o755)
-            done = subprocess.run([self.zigcc.launcher(folder, fake), "-c", "-", "-o", "-"], input=b"int x;", capture_output=True, timeout=60)
+            done = subprocess.run(
+                [self.zigcc.launcher(folder, fake), "-c", "-", "-o", "-"],
+                input=b"int x;",
+                capture_output=True,
+                timeout=60,
+            )
             self.assertEqual((done.returncode, done.stdout), (3, b""))
             self.assertIn(b"broken", done.stderr)

@@ -19,7 +19,13 @@ LONG = [(i * 7919) % 50257 for i in range(64)]
 FORCED = [262, 1110, 373, 257, 1310]
 
 # CONTRACTS' classes: |a - b| <= class * max(1, |a|, |b|).
-CLASSES = [(r"tokens|argmax|embeddings", 0), (r".*\.ln_1", 1e-5), (r"h\.[1-9].*|ln_f|logits.*", 1e-3), (r"next\.probs", 1e-6), (r".*", 1e-4)]
+CLASSES = [
+    (r"tokens|argmax|embeddings", 0),
+    (r".*\.ln_1", 1e-5),
+    (r"h\.[1-9].*|ln_f|logits.*", 1e-3),
+    (r"next\.probs", 1e-6),
+    (r".*", 1e-4),
+]
 
 
 def tolerance(point):
@@ -38,13 +44,21 @@ class Pairs(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.captured = {}
-        for name, variant in (("hf", ()), ("hf", ("--variant", "f64")), ("numpy", ()), ("numpy", ("--variant", "f64")), ("tinygrad", ())):
+        for name, variant in (
+            ("hf", ()),
+            ("hf", ("--variant", "f64")),
+            ("numpy", ()),
+            ("numpy", ("--variant", "f64")),
+            ("tinygrad", ()),
+        ):
             if interpreter(name) is None:
                 continue
             client = Client(name, *variant)
             client.load()
             key = name + ":f64" * bool(variant)
-            cls.captured[key] = [client.run(ids, ["*"], max_new_tokens=5, forced_ids=FORCED)[0] for ids in ([15496, 13], LONG)]
+            cls.captured[key] = [
+                client.run(ids, ["*"], max_new_tokens=5, forced_ids=FORCED)[0] for ids in ([15496, 13], LONG)
+            ]
             client.close()
 
     def pair(self, a, b):
@@ -268,7 +282,9 @@ class Storage(unittest.TestCase):
             shutil.copy(NANO / "config.json", folder)
             prefixed = any(key.startswith("transformer.") for key in file.keys())
             renamed = {
-                (key.removeprefix("transformer.") if prefixed else f"transformer.{key}"): np.asarray(file.read(key), np.float32)
+                (key.removeprefix("transformer.") if prefixed else f"transformer.{key}"): np.asarray(
+                    file.read(key), np.float32
+                )
                 for key in file.keys()
             }
             write_safetensors(folder / "model.safetensors", renamed)

@@ -23,7 +23,9 @@ class Protocol:
     @classmethod
     def setUpClass(cls):
         if interpreter(cls.name) is None:
-            raise unittest.SkipTest(f"no interpreter has the packages of {cls.name}; set LLORCH_{cls.name.upper()}_PYTHON")
+            raise unittest.SkipTest(
+                f"no interpreter has the packages of {cls.name}; set LLORCH_{cls.name.upper()}_PYTHON"
+            )
         cls.client = Client(cls.name, *cls.arguments)
         cls.claims = cls.client.hello()
         cls.before_load = cls.client.run(PROMPT)[1]
@@ -143,7 +145,8 @@ class Protocol:
         again = self.client.run(PROMPT, ["next.probs"], max_new_tokens=8, sampling=settings)
         self.assertEqual(first[1]["generated"], again[1]["generated"])
         other = [
-            self.client.run(PROMPT, max_new_tokens=8, sampling={**settings, "seed": s})[1]["generated"] for s in range(4)
+            self.client.run(PROMPT, max_new_tokens=8, sampling={**settings, "seed": s})[1]["generated"]
+            for s in range(4)
         ]
         self.assertTrue(any(ids != first[1]["generated"] for ids in other))
         for step, token in enumerate(first[1]["generated"]):
@@ -220,7 +223,14 @@ class Protocol:
     def test_cancel_stops_a_run_between_its_steps(self):
         new = self.dims.n_positions - len(PROMPT)
         self.client.send(
-            {"type": "run", "id": "going", "ids": PROMPT, "max_new_tokens": new, "points": ["argmax"], "out_dir": str(self.client.out_dir / "going")}
+            {
+                "type": "run",
+                "id": "going",
+                "ids": PROMPT,
+                "max_new_tokens": new,
+                "points": ["argmax"],
+                "out_dir": str(self.client.out_dir / "going"),
+            }
         )
         self.assertEqual(self.client.receive()["step"], 0)
         self.client.send({"type": "cancel", "id": "going"})
