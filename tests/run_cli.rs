@@ -43,7 +43,7 @@ fn usage_errors_say_what_was_found_and_expected_and_exit_with_2() {
         (&["--ref", &x], "x is named twice"),
         (&["--dtype", "i64"], "expected f32, f64, f16 or bf16"),
         (&["--jobs", "0"], "--jobs"),
-        (&["--timeout", "-1"], "--timeout"),
+        (&["--timeout=-1"], "--timeout"),
         (&["--prompt", "a"], "cannot be used with"),
         (&["--format", "xml"], "possible values"),
     ];
@@ -223,7 +223,7 @@ fn stdout_is_one_table_in_each_format_and_progress_goes_to_stderr() {
     for format in ["table", "md"] {
         let output = place.run(&[&arguments[..], &["--format", format]].concat());
         let (stdout, stderr) = texts(&output);
-        assert!(stdout.contains("PASS") && stdout.contains("h.*.ln_1"), "{format}: {stdout}");
+        assert!(stdout.contains("PASS") && stdout.contains("ln_1"), "{format}: {stdout}");
         assert!(!stdout.contains('\u{1b}'), "no colours into a pipe");
         assert!(stderr.contains("mine: first: ") && stderr.contains("mine–x: PASS"), "{stderr}");
     }

@@ -91,13 +91,24 @@ pub struct Evidence {
     pub generated: BTreeMap<String, Generation>,
     /// By case: what its tokenizer made of the prompt.
     pub tokenized: BTreeMap<String, Vec<u32>>,
-    /// Completions by the daemon at checkpoint 12, by case, where a daemon was asked.
-    pub served: BTreeMap<String, Generation>,
+    /// What its daemon gave over HTTP, where it has one and that was asked.
+    pub served: Option<Served>,
     /// What went wrong, whole runs and single tensors.
     pub faults: Vec<Fault>,
     /// It could not be started at all: the reason and the command that mends it.
     pub missing: Option<(String, Option<String>)>,
     pub seconds: f64,
+}
+
+/// What a daemon gave over HTTP, by case.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Served {
+    /// What it made of the prompt.
+    pub tokens: BTreeMap<String, Vec<u32>>,
+    /// Its greedy completions.
+    pub generated: BTreeMap<String, Generation>,
+    /// Why it did not come up, did not answer, or did not end well.
+    pub fault: Option<String>,
 }
 
 /// One thing that went wrong. `None` widens it: no point means the whole step, no step the whole

@@ -11,7 +11,8 @@
 //! 3. [`suite`] and [`plan`]: what is run and what is compared; [`lineup`]: who takes part;
 //! 4. [`references`], [`provision`], [`assets`]: what references there are and how they are installed;
 //! 5. [`supervise`]: the only place that starts processes;
-//! 6. [`collect`]: tensors from an adapter into [`evidence`]; [`saved`] keeps and reopens it;
+//! 6. [`collect`]: tensors from an adapter into [`evidence`], [`served`]: the same of the daemon;
+//!    [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
 //! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
@@ -40,6 +41,7 @@ pub mod report;
 pub mod result;
 pub mod run;
 pub mod saved;
+pub mod served;
 pub mod suite;
 pub mod supervise;
 mod text;

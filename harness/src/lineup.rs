@@ -120,13 +120,18 @@ impl Member {
         }
     }
 
-    /// Whether this is our own engine, which has a daemon too.
-    pub fn is_engine(&self) -> bool {
-        match &self.source {
+    /// Our own engine has a daemon too: what starts it on a free port, given what starts the adapter.
+    pub fn daemon(&self, adapter: &AdapterCommand) -> Option<AdapterCommand> {
+        let ours = match &self.source {
             Source::Engine => true,
             Source::Command(command) => is_our_engine(&command.program),
             Source::Pinned { .. } => false,
-        }
+        };
+        let trace = adapter.args.iter().position(|word| word == "trace")?;
+        let mut daemon = adapter.clone();
+        daemon.args[trace] = "serve".into();
+        daemon.args.truncate(trace + 1);
+        ours.then(|| daemon.args(["--port", "0", "--offline"]))
     }
 }
 

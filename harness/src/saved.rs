@@ -11,7 +11,7 @@ use llorch_trace::protocol::HelloResponse;
 use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{Case, Evidence, Fault, Plan};
+use crate::evidence::{Case, Evidence, Fault, Plan, Served};
 use crate::lineup::file_name;
 use crate::oracle::Continuation;
 use crate::result::{Generation, Role, RunResult, Unchecked};
@@ -63,7 +63,8 @@ struct SavedImplementation {
     bundle: Option<String>,
     generated: BTreeMap<String, Generation>,
     tokenized: BTreeMap<String, Vec<u32>>,
-    served: BTreeMap<String, Generation>,
+    #[serde(default)]
+    served: Option<Served>,
     faults: Vec<Fault>,
     missing: Option<(String, Option<String>)>,
     seconds: f64,

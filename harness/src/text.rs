@@ -66,8 +66,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
-use std::time::Duration;
+    use std::time::Duration;
 
     #[test]
     fn dates_are_those_of_the_calendar() {

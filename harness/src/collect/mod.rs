@@ -86,7 +86,7 @@ pub fn empty(name: &str, role: Role) -> Evidence {
         bundle: None,
         generated: BTreeMap::new(),
         tokenized: BTreeMap::new(),
-        served: BTreeMap::new(),
+        served: None,
         faults: Vec::new(),
         missing: None,
         seconds: 0.0,

@@ -3,9 +3,12 @@
 //!
 //! Reading order: [`tolerance`] says how far a point may be off, [`pairs`] compares two
 //! implementations, [`own`] one with itself, [`oracle_rows`] one with the float64 oracle, [`tokens`]
-//! excuses choices between near equals, [`probabilities`] judges filtered distributions,
+//! excuses choices between near equals, [`probabilities`] judges filtered distributions, [`daemon`]
+//! holds what came over HTTP against the engine,
 //! [`overall`] makes one verdict of all rows. docs/TOLERANCES.md derives the rules.
 
+mod daemon;
+mod deviations;
 mod oracle_rows;
 mod overall;
 mod own;
@@ -65,6 +68,7 @@ pub fn judge(
         if plan.points.iter().any(|p| p.stage == Stage::Generated) {
             tokens::generation_rows(evidence, oracle, case, &mut rows);
         }
+        daemon::rows(plan, evidence, case, &mut rows);
     }
     overall::conclude(plan, evidence, rows)
 }

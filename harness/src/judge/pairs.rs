@@ -2,7 +2,7 @@
 
 use llorch_trace::Stage;
 
-use super::{Found, Place, point_tolerance, probabilities, tokens};
+use super::{Found, Place, deviations, point_tolerance, probabilities, tokens};
 use crate::compare::{Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 
@@ -31,7 +31,8 @@ fn pair(place: &Place<'_>, a: usize, b: usize) -> Row {
         }
     };
     if place.point.stage == Stage::NextProbs {
-        return probabilities::pair(place, a, b, x, y);
+        let row = probabilities::pair(place, a, b, x, y);
+        return deviations::excuse(place, &[a, b], (x, y), row);
     }
     let tolerance = match point_tolerance(place.point) {
         0.0 => Tolerance::Exact,
@@ -39,6 +40,7 @@ fn pair(place: &Place<'_>, a: usize, b: usize) -> Row {
     };
     let compared = compare(x, y, tolerance, place.counts());
     let row = place.judged(RowKind::Pair, a, name, (x, y), compared);
+    let row = deviations::excuse(place, &[a, b], (x, y), row);
     match place.point.stage {
         Stage::Argmax if row.verdict == Verdict::Fail => tokens::excuse_argmax(place, row),
         Stage::Tokens => tokens::compare_tokenizers(place, a, b, row),

@@ -9,7 +9,7 @@
 use llorch_trace::protocol::Sampling;
 use llorch_trace::{Point, Stage};
 
-use super::{Place, point_tolerance};
+use super::{Place, deviations, point_tolerance};
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::oracle::softmax;
 use crate::result::{Row, RowKind, Verdict};
@@ -24,7 +24,8 @@ pub fn own(place: &Place<'_>, who: usize, probs: &Numbers) -> Option<Row> {
     let expected = Numbers::f64(probs.shape.clone(), replayed);
     let name = place.evidence[who].name.clone();
     let logits = (&logits, &logits);
-    Some(judge(place, RowKind::Own, who, &name, probs, &expected, logits, 0.0))
+    let row = judge(place, RowKind::Own, who, &name, probs, &expected, logits, 0.0);
+    Some(deviations::excuse(place, &[who], (probs, &expected), row))
 }
 
 pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> Row {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use llorch_trace::protocol::{HelloResponse, Sampling, Unsupported, Worth};
-use llorch_trace::{BundleWriter, Dims, Manifest, Point, Tensor};
+use llorch_trace::{BundleWriter, Dims, Manifest, Tensor};
 
 use super::*;
 use crate::evidence::Fault;
@@ -59,7 +59,7 @@ impl Maker {
             bundle: Some(writer.finish(Manifest::default()).unwrap()),
             generated: BTreeMap::new(),
             tokenized: BTreeMap::new(),
-            served: BTreeMap::new(),
+            served: None,
             faults: vec![],
             missing: None,
             seconds: 0.0,
@@ -274,4 +274,23 @@ fn tokenizers_that_differ_fail_at_checkpoint_0() {
     let verdicts = run(&plan(&["tokens"]), &evidence);
     assert_eq!(verdicts.verdict, RunVerdict::Fail);
     assert!(verdicts.rows[0].reason.contains("tokenizers differ"), "{}", verdicts.rows[0].reason);
+}
+
+#[test]
+fn a_declared_deviation_passes_within_its_bound_and_excuses_nothing_else() {
+    let maker = Maker::new();
+    let verdict = |error: f32, declared: &str| {
+        let mut evidence = maker.two("logits.last", logits([0.0; 4]), logits([error, 0., 0., 0.]));
+        evidence[1].hello.as_mut().unwrap().deviations = vec![llorch_trace::protocol::Deviation {
+            point: declared.into(),
+            bound: 0.1,
+            reason: "a table".into(),
+        }];
+        let verdicts = run(&plan(&["logits.last"]), &evidence);
+        (verdicts.verdict, verdicts.rows[0].reason.clone())
+    };
+    let (within, reason) = verdict(0.05, "logits*");
+    assert_eq!((within, reason.as_str()), (RunVerdict::Pass, "ref declares a deviation within 1e-1: a table"));
+    assert_eq!(verdict(0.2, "logits*").0, RunVerdict::Fail);
+    assert_eq!(verdict(0.05, "next.probs").0, RunVerdict::Fail);
 }

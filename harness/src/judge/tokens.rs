@@ -97,7 +97,7 @@ fn head(ids: &Numbers) -> &[f64] {
     &ids.values[..ids.values.len().min(12)]
 }
 
-/// Free generation: every pair, and what the daemon gave against the engine itself.
+/// Free generation: every pair.
 pub fn generation_rows(
     evidence: &[Evidence],
     oracle: &BTreeMap<String, Continuation>,
@@ -114,11 +114,6 @@ pub fn generation_rows(
             if a.missing.is_none() || b.missing.is_none() {
                 rows.push(generation_pair(evidence, oracle, case, a, b));
             }
-        }
-    }
-    for e in evidence {
-        if let (Some(served), Some(own)) = (e.served.get(&case.name), e.generated.get(&case.name)) {
-            rows.push(served_row(case, e, served, own));
         }
     }
 }
@@ -183,23 +178,7 @@ fn generated<'a>(e: &'a Evidence, case: &Case) -> Result<&'a Generation, (Verdic
     Err((Verdict::Error, format!("{}: {reason}", e.name)))
 }
 
-fn served_row(case: &Case, e: &Evidence, served: &Generation, own: &Generation) -> Row {
-    let (verdict, reason) = match (first_difference(&served.ids, &own.ids), &served.text, &own.text) {
-        (Some(n), ..) if !served.ids.is_empty() => {
-            (Verdict::Fail, format!("over HTTP token {n} differs: {:?} against {:?}", served.ids, own.ids))
-        }
-        (_, Some(s), Some(t)) if s != t => {
-            (Verdict::Fail, format!("over HTTP the text is {s:?} against {t:?}"))
-        }
-        (_, None, _) | (_, _, None) => {
-            (Verdict::Unchecked, "no text to compare with the daemon's".to_string())
-        }
-        _ => (Verdict::Pass, "the daemon gives the same over HTTP".to_string()),
-    };
-    generation_row(case, 0, RowKind::Own, e, &e.name, verdict, reason)
-}
-
-fn generation_row(
+pub fn generation_row(
     case: &Case,
     step: usize,
     kind: RowKind,
@@ -227,7 +206,7 @@ fn generation_row(
 }
 
 /// The index of the first token that differs, the shorter's length if one continues the other.
-fn first_difference(a: &[u32], b: &[u32]) -> Option<usize> {
+pub fn first_difference(a: &[u32], b: &[u32]) -> Option<usize> {
     let differs = a.iter().zip(b).position(|(x, y)| x != y);
     differs.or((a.len() != b.len()).then(|| a.len().min(b.len())))
 }

@@ -24,6 +24,7 @@ use crate::plan::{self, PlanError};
 use crate::provision::Missing;
 use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
+use crate::served;
 use crate::supervise::AdapterCommand;
 
 /// A finished run.
@@ -134,6 +135,11 @@ impl Run<'_> {
         let first = collect(subject, Role::Subject, &settings, &say)?;
         if let Some((reason, _)) = &first.missing {
             return Err(RunError::Environment(reason.clone()));
+        }
+        let mut first = first;
+        if let Some(daemon) = self.request.subject.daemon(subject) {
+            let log = self.out.join(format!("{}.serve.stderr.txt", crate::lineup::file_name(&first.name)));
+            first.served = served::ask(&daemon, &first.name, &settings, &log, &say);
         }
         let jury = Jury {
             run: self,

@@ -1,0 +1,156 @@
+//! The daemon's part of checkpoints 0 and 12: it comes up, is healthy, and gives the same tokens and the
+//! same greedy text over HTTP as the engine does over the adapter protocol.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use llorch_trace::Stage;
+use serde_json::{Value, json};
+
+use crate::collect::Settings;
+use crate::evidence::{Case, Served};
+use crate::result::Generation;
+use crate::supervise::{AdapterCommand, Forced, Service};
+use crate::text::shorten;
+
+/// The first line on its stdout.
+const LISTENING: &str = "listening on ";
+
+/// Starts the daemon, asks it what is wanted, and stops it. None where nothing is wanted of it.
+pub fn ask(
+    command: &AdapterCommand,
+    name: &str,
+    settings: &Settings<'_>,
+    stderr_file: &Path,
+    say: &dyn Fn(&str),
+) -> Option<Served> {
+    let wanted = |stage| settings.plan.points.iter().any(|p| p.stage == stage);
+    let (tokens, generation) = (wanted(Stage::Tokens), wanted(Stage::Generated));
+    if !tokens && !generation {
+        return None;
+    }
+    let began = Instant::now();
+    let mut served = Served::default();
+    if let Err(fault) = talk(command, settings, stderr_file, (tokens, generation), &mut served) {
+        say(&format!("{name}: daemon: {fault}"));
+        served.fault = Some(fault);
+    } else {
+        let (n, took) = (settings.plan.cases.len(), began.elapsed().as_secs_f64());
+        say(&format!("{name}: daemon: {n} cases over HTTP in {took:.1} s"));
+    }
+    Some(served)
+}
+
+fn talk(
+    command: &AdapterCommand,
+    settings: &Settings<'_>,
+    stderr_file: &Path,
+    wanted: (bool, bool),
+    served: &mut Served,
+) -> Result<(), String> {
+    let command = command
+        .clone()
+        .args(["--model", &settings.plan.model_dir.to_string_lossy()])
+        .args(["--threads", &settings.threads.to_string()]);
+    let limits = &settings.limits;
+    let mut service = Service::start(&command, limits, stderr_file).map_err(|f| f.to_string())?;
+    let line = service.line(limits.hello).unwrap_or_default();
+    let Some(base) = line.trim().strip_prefix(LISTENING) else {
+        let exit = service.exit().map(|exit| format!(", {exit}")).unwrap_or_default();
+        let said = shorten(line.trim(), 80);
+        return Err(format!("the daemon did not say where it listens: {said:?}{exit}"));
+    };
+    let client = Client::new(base, limits.case);
+    service
+        .wait_until(limits.load, || client.health())
+        .map_err(|failure| format!("the daemon: {failure}"))??;
+    for case in &settings.plan.cases {
+        if let (true, Some(prompt)) = (wanted.0, &case.prompt) {
+            served.tokens.insert(case.name.clone(), client.tokenize(prompt)?);
+        }
+        if wanted.1 && case.sampling.temperature == 0.0 && case.max_new_tokens > 0 {
+            served.generated.insert(case.name.clone(), client.complete(case)?);
+        }
+    }
+    let finished = service.stop();
+    match finished.exit {
+        Some(exit) if exit.success() && finished.forced != Forced::Kill => Ok(()),
+        exit => {
+            let how = exit.map_or("it had to be killed".to_string(), |exit| exit.to_string());
+            Err(format!("the daemon did not end well when it was told to: {how}"))
+        }
+    }
+}
+
+struct Client {
+    agent: ureq::Agent,
+    base: String,
+}
+
+impl Client {
+    fn new(base: &str, limit: Duration) -> Client {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(limit))
+            // The body of an error says what is wrong.
+            .http_status_as_error(false)
+            // The daemon is on this machine, whatever proxy the environment names.
+            .proxy(None);
+        Client { agent: config.build().into(), base: base.to_string() }
+    }
+
+    /// None as long as it is loading; an error once it says that it can't.
+    fn health(&self) -> Option<Result<(), String>> {
+        let mut response = self.agent.get(format!("{}/health", self.base)).call().ok()?;
+        if response.status() == 200 {
+            return Some(Ok(()));
+        }
+        let body: Value = response.body_mut().read_json().ok()?;
+        (body["status"] == "failed").then(|| Err(format!("the daemon is not healthy: {}", body["message"])))
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {
+        let answer = self.post("/tokenize", &json!({"text": text}))?;
+        ids(&answer["ids"]).ok_or_else(|| unexpected("/tokenize", &answer))
+    }
+
+    /// The prompt goes as text where there is text.
+    fn complete(&self, case: &Case) -> Result<Generation, String> {
+        let prompt = case.prompt.as_ref().map_or_else(|| json!(case.ids), |text| json!(text));
+        let answer = self.post(
+            "/v1/completions",
+            &json!({
+                "prompt": prompt,
+                "max_tokens": case.max_new_tokens,
+                "temperature": 0,
+                "ignore_eos": true,
+                "return_token_ids": true,
+            }),
+        )?;
+        let choice = &answer["choices"][0];
+        let (ids, text) = (ids(&choice["token_ids"]), choice["text"].as_str());
+        match (ids, text) {
+            (Some(ids), Some(text)) => Ok(Generation { ids, text: Some(text.to_string()) }),
+            _ => Err(unexpected("/v1/completions", &answer)),
+        }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let failed = |error: ureq::Error| format!("the daemon failed to answer {path}: {error}");
+        let mut response = self.agent.post(format!("{}{path}", self.base)).send_json(body).map_err(failed)?;
+        let status = response.status();
+        let answer: Value = response.body_mut().read_json().map_err(failed)?;
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(format!("the daemon answered {path} with {status}: {}", shorten(&answer.to_string(), 200))),
+        }
+    }
+}
+
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    value.as_array()?.iter().map(id).collect()
+}
+
+fn unexpected(path: &str, answer: &Value) -> String {
+    format!("the daemon's answer to {path} is not understood: {}", shorten(&answer.to_string(), 200))
+}

@@ -1,0 +1,106 @@
+//! The whole of it on the shipped model: the engine against all three live references, which are
+//! installed first where they aren't yet (some 3 GB, once), and engines with known bugs, each found at
+//! the right checkpoint.
+#![allow(clippy::disallowed_methods)] // a test starts the program that it tests
+
+mod run_support;
+
+use run_support::{assert_conforms, diff, rows, texts};
+use serde_json::Value;
+
+#[test]
+fn the_engine_passes_all_13_checkpoints_against_three_references() {
+    let output = diff().args(["run", "--format", "json"]).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}\n{stderr}"));
+    assert_conforms("result", &result);
+    let not_passed: Vec<&Value> = result["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["verdict"] != "PASS" && r["verdict"] != "UNCHECKED")
+        .take(5)
+        .collect();
+    assert!(not_passed.is_empty(), "{not_passed:#?}\n{stderr}");
+    assert_eq!(result["verdict"], "PASS", "{:#}\n{stderr}", result["unchecked"]);
+    assert_eq!(output.status.code(), Some(0));
+
+    for reference in ["hf", "tinygrad", "candle"] {
+        for checkpoint in 0..13 {
+            let pair = rows(&result, &[("kind", "pair"), ("a", "llorch-cpud"), ("b", reference)]);
+            let checked = pair.iter().filter(|r| r["checkpoint"] == checkpoint && r["verdict"] == "PASS");
+            assert!(checked.count() > 0, "{reference} checks nothing at checkpoint {checkpoint}");
+        }
+    }
+    // Every layer, decode steps, and the daemon.
+    let layers = result["model"]["config"]["n_layer"].as_u64().unwrap();
+    for layer in 0..layers {
+        let rows = rows(&result, &[("kind", "pair"), ("case", "hello"), ("b", "hf")]);
+        let decoded = rows.iter().filter(|r| r["layer"] == layer && r["step"] == 9);
+        assert!(decoded.count() >= 16, "layer {layer}");
+    }
+    for point in ["tokens", "generated"] {
+        let own = rows(&result, &[("kind", "self"), ("a", "llorch-cpud"), ("point", point)]);
+        assert!(own.iter().any(|r| r["reason"].as_str().unwrap().contains("over HTTP")), "{point}: no daemon");
+    }
+    let unchecked = result["unchecked"].as_array().unwrap();
+    assert!(unchecked.iter().any(|u| u["what"] == "real GPT-2 weights"), "nano is not GPT-2");
+}
+
+#[test]
+fn each_known_bug_fails_at_its_checkpoint() {
+    let bugs = [
+        ("transposed_c_proj", "h.0.attn.out", 5),
+        ("eps:value=1e-3", "h.0.ln_1", 1),
+        ("dropped_bias", "h.0.attn.q", 2),
+        ("dropped_bias:which=mlp.c_proj:layer=2", "h.2.mlp.out", 6),
+        ("swap_qk", "h.0.attn.q", 2),
+        ("position_shift", "embeddings", 0),
+    ];
+    let adapter = bug_adapter();
+    let dir = tempfile::tempdir().unwrap();
+    for (bug, point, checkpoint) in bugs {
+        let out = dir.path().join("out");
+        let subject = format!("{adapter} --bug {bug}");
+        let run = diff()
+            .args(["run", "--ref", "candle", "--prompt", "Hello.", "--format", "json"])
+            .args(["--subject", &subject, "--out", out.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let (stdout, stderr) = texts(&run);
+        let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{bug}: {e}\n{stderr}"));
+        assert_eq!((run.status.code(), &result["verdict"]), (Some(1), &"FAIL".into()), "{bug}\n{stderr}");
+        let failed = rows(&result, &[("kind", "pair"), ("verdict", "FAIL"), ("b", "candle")]);
+        assert!(failed.iter().any(|r| r["checkpoint"] == checkpoint), "{bug}");
+        // What comes before it, as data flows, passes.
+        let bisect = diff().args(["bisect", "--format", "json", "--from", out.to_str().unwrap()]).output();
+        let found: Value = serde_json::from_str(&texts(&bisect.unwrap()).0).unwrap();
+        assert_conforms("bisect", &found);
+        let cause = &found["causes"][0];
+        assert_eq!((&cause["point"], &cause["checkpoint"]), (&point.into(), &checkpoint.into()), "{bug}");
+        assert_eq!(found["between"], Value::Null, "{bug}");
+    }
+}
+
+#[test]
+fn without_a_bug_the_same_adapter_passes() {
+    let subject = bug_adapter();
+    let output = diff()
+        .args(["run", "--ref", "candle", "--prompt", "Hello.", "--format", "json", "--subject", &subject])
+        .output()
+        .unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let result: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(result["verdict"], "PASS", "{stderr}");
+}
+
+/// The command of the adapter with bugs, which shares the environment of the NumPy one.
+fn bug_adapter() -> String {
+    let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
+    assert!(setup.status.success(), "{}", texts(&setup).1);
+    let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
+    let bug = command.trim().replace("/numpy/adapter.py", "/bug/adapter.py");
+    assert_ne!(bug, command.trim(), "not the adapter that was expected");
+    bug
+}
