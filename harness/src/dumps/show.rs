@@ -53,8 +53,8 @@ pub fn text(compared: &Compared, all: bool, markdown: bool) -> String {
     }
     if !compared.unchecked.is_empty() {
         out.push_str("\nUNCHECKED\n");
-        for u in &compared.unchecked {
-            let _ = writeln!(out, "{}{}: {}", if markdown { "- " } else { "  " }, u.what, u.reason);
+        for line in unchecked(compared) {
+            let _ = writeln!(out, "{}{line}", if markdown { "- " } else { "  " });
         }
     }
     out
@@ -83,6 +83,23 @@ fn summary(compared: &Compared) -> String {
         let _ = write!(text, "; nothing of {} could be compared", nothing.join(", "));
     }
     text
+}
+
+/// Points that are lacking in the same way share a line: `tokens, argmax, 7 steps: only in hf; …`.
+fn unchecked(compared: &Compared) -> Vec<String> {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for u in &compared.unchecked {
+        let (name, how_many) = u.what.split_once(", ").map_or((u.what.as_str(), ""), |(n, h)| (n, h));
+        let tail = match how_many {
+            "" => format!(": {}", u.reason),
+            _ => format!(", {how_many}: {}", u.reason),
+        };
+        match groups.iter_mut().find(|(other, _)| *other == tail) {
+            Some((_, names)) => names.push(name),
+            None => groups.push((tail, vec![name])),
+        }
+    }
+    groups.into_iter().map(|(tail, names)| format!("{}{tail}", names.join(", "))).collect()
 }
 
 /// `h.3.attn.q, step 1, case hello`.
@@ -142,7 +159,7 @@ fn severity(row: &Row) -> (Verdict, f64) {
 
 fn table(compared: &Compared, all: bool, markdown: bool) -> String {
     let mut table = Table::new();
-    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_HORIZONTAL_ONLY });
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
     if !markdown {
         table.set_content_arrangement(ContentArrangement::Dynamic);
         if !std::io::stdout().is_terminal() {

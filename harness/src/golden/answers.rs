@@ -54,8 +54,8 @@ impl Questioner<'_> {
             }
             Kind::Stage { first, tol } => {
                 let note = entry.note.as_deref().unwrap_or_default();
-                let found = self.stage(note)?;
-                Ok(Check::numbers(note, first, &found, *tol))
+                let (what, found) = self.stage(note)?;
+                Ok(Check::numbers(what, first, &found, *tol))
             }
             Kind::LastHiddenState { text, position, first, tol } => {
                 let ids = self.live.tokenize(text)?;
@@ -158,13 +158,15 @@ impl Questioner<'_> {
 
     /// A module of block 0 applied to a raw row of wte: the row is put where the module reads, and
     /// the subject computes on.
-    fn stage(&mut self, note: &str) -> Result<Vec<f64>> {
+    fn stage(&mut self, note: &str) -> Result<(&'static str, Vec<f64>)> {
         let token = note.split("wte[").nth(1).and_then(|rest| rest.split(']').next()?.parse::<u32>().ok());
         let token = token.ok_or_else(|| format!("its note names no row of wte: {note:?}"))?;
-        let (put, read) = match note {
-            note if note.contains("ln_1") => (Point::new(Stage::Embeddings), Point::of_layer(Stage::Ln1, 0)),
+        let (what, put, read) = match note {
+            note if note.contains("ln_1") => {
+                ("ln_1(wte)", Point::new(Stage::Embeddings), Point::of_layer(Stage::Ln1, 0))
+            }
             note if note.contains("mlp.c_fc") => {
-                (Point::of_layer(Stage::Ln2, 0), Point::of_layer(Stage::Fc, 0))
+                ("c_fc(wte)", Point::of_layer(Stage::Ln2, 0), Point::of_layer(Stage::Fc, 0))
             }
             note => return Err(format!("its note names neither ln_1 nor mlp.c_fc: {note:?}").into()),
         };
@@ -179,7 +181,7 @@ impl Questioner<'_> {
         let inject = vec![Inject { point: put.to_string(), step: 0, file, key: None }];
         let points = vec![read.to_string()];
         let captured = self.live.run(Ask { ids: vec![token], points, inject, ..Ask::default() })?;
-        row(captured.get(0, read)?, 0)
+        Ok((what, row(captured.get(0, read)?, 0)?))
     }
 
     /// `q_first3`, `ln_1_last3`, …: the values of that stage at one position; of heads, the first.

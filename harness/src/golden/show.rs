@@ -30,7 +30,7 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
     }
     if !result.published.is_empty() {
         let mut table = table(markdown);
-        table.set_header(["model", "published answer", "kind", "expected", "found", "difference", "tolerance", "verdict"]);
+        table.set_header(["model", "published answer", "of", "expected", "found", "difference", "tolerance", "verdict"]);
         for answer in &result.published {
             table.add_row(published_row(answer));
         }
@@ -64,7 +64,7 @@ fn summary(result: &GoldenResult) -> String {
 
 fn table(markdown: bool) -> Table {
     let mut table = Table::new();
-    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_HORIZONTAL_ONLY });
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
     if !markdown {
         table.set_content_arrangement(ContentArrangement::Dynamic);
         if !std::io::stdout().is_terminal() {
@@ -77,15 +77,11 @@ fn table(markdown: bool) -> Table {
 /// The worst number or text of an answer stands for it.
 fn published_row(answer: &Answer) -> [String; 8] {
     let text = |f: fn(&Check) -> String| answer.worst().map_or(String::new(), f);
-    let of = |c: &Check, value: &str| match c.difference {
-        Some(_) => format!("{} {value}", c.what),
-        None => value.to_string(),
-    };
     [
         answer.of.clone(),
         answer.id.clone(),
-        answer.kind.clone(),
-        answer.worst().map_or(String::new(), |c| shorten(&of(c, &c.expected))),
+        answer.worst().map_or(answer.kind.clone(), |c| c.what.clone()),
+        text(|c| shorten(&c.expected)),
         text(|c| shorten(&c.found)),
         text(|c| c.difference.map_or(String::new(), figure)),
         text(|c| tolerance(c.tolerance)),
@@ -132,7 +128,7 @@ fn tolerance(t: f64) -> String {
 }
 
 fn shorten(text: &str) -> String {
-    match text.char_indices().nth(60) {
+    match text.char_indices().nth(48) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.into(),
     }
