@@ -381,7 +381,7 @@ fn a_session_that_is_dropped_takes_its_group_with_it() {
 
 #[test]
 fn time_spent_on_tensors_is_not_the_adapters() {
-    let mut talk = Talk::start("", Limits { case: Duration::from_secs(5), ..limits() }).unwrap();
+    let mut talk = Talk::start("", Limits { case: Duration::from_secs(3), ..limits() }).unwrap();
     talk.load().unwrap();
     let request = RunRequest {
         id: "slow".into(),
@@ -391,14 +391,14 @@ fn time_spent_on_tensors_is_not_the_adapters() {
         ..RunRequest::default()
     };
     let mut tensors = 0;
-    let nap = Duration::from_millis(400);
+    let nap = Duration::from_millis(250);
     talk.session()
         .run(request, &mut |_| {
             tensors += 1;
             std::thread::sleep(nap)
         })
         .unwrap();
-    assert!(nap * tensors > Duration::from_secs(5), "{tensors} tensors came");
+    assert!(nap * tensors > Duration::from_secs(3), "{tensors} tensors came");
 }
 
 #[test]
@@ -416,7 +416,8 @@ fn python_settings_of_the_user_do_not_reach_an_adapter() {
 fn inside_an_environment_with_python_settings() {
     assert_eq!(std::env::var("PYTHONPATH").as_deref(), Ok("/evil"));
     let command = AdapterCommand::new("env", "sh").args(["-c", "echo ${PYTHONPATH-unset} $EXTRA"]);
-    let output = run_tool(&command.env("EXTRA", "given"), Duration::from_secs(10), None).unwrap();
+    let command = command.env("EXTRA", "replaced").env("EXTRA", "given");
+    let output = run_tool(&command, Duration::from_secs(10), None).unwrap();
     assert_eq!(output.stdout, "unset given\n");
 }
 

@@ -130,7 +130,7 @@ fn build(
         .env("CARGO_TERM_PROGRESS_WHEN", "never")
         // So that no cargo settings of the current folder take part.
         .cwd(&package);
-    let log = target.with_extension("log");
+    let log = lock::log_path(target);
     let mut compiled = 0;
     let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
         ToolEvent::Line(line) => {

@@ -164,12 +164,11 @@ fn disk_check(provisioner: &Provisioner) -> Check {
             "",
         );
     };
-    let found = format!(
-        "{} free for {} to come, in {}",
-        human_bytes(free),
-        human_bytes(to_come),
-        cache.display()
-    );
+    let needed = match to_come {
+        0 => String::new(),
+        bytes => format!(" for {} to come", human_bytes(bytes)),
+    };
+    let found = format!("{} free{needed}, in {}", human_bytes(free), cache.display());
     if free >= to_come {
         Check::new(what, State::Good, found, "")
     } else {

@@ -2,19 +2,29 @@
 //! isn't pruned.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fs4::FileExt;
 
-use crate::supervise::interrupted;
+use crate::supervise::{await_exit, interrupted};
+
+/// `<dir>.log`: what the tools that make a folder say.
+pub(crate) fn log_path(dir: &Path) -> PathBuf {
+    beside(dir, ".log")
+}
 
 /// `<dir>.lock`, beside the folder, so that it outlives the folder's removal.
 fn lock_path(dir: &Path) -> PathBuf {
+    beside(dir, ".lock")
+}
+
+/// (Not `with_extension`: that would cut the version `3.11` off the end of a name.)
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.file_name().unwrap_or_default().to_owned();
-    name.push(".lock");
+    name.push(suffix);
     dir.with_file_name(name)
 }
 
@@ -49,6 +59,7 @@ impl BuildLock {
                 on_wait();
             }
             if interrupted() {
+                await_exit();
                 return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -84,7 +95,14 @@ pub fn hold(dir: &Path) -> io::Result<()> {
     if held.iter().any(|(path, _)| path == dir) {
         return Ok(());
     }
-    let file = open(dir)?;
+    let file = match open(dir) {
+        Ok(file) => file,
+        // A cache that somebody else looks after: what we can't lock, we can't lose to `prune`.
+        Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) => {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let deadline = Instant::now() + Duration::from_secs(30);
     // A pruner has the lock for as long as it takes to remove the folder.
     while let Err(fs4::TryLockError::WouldBlock) = FileExt::try_lock_shared(&file) {

@@ -110,10 +110,21 @@ pub struct Provisioner {
 impl Provisioner {
     pub fn new(options: ProvisionOptions) -> Self {
         let cache = llorch_models::cache_dir();
-        Self { options, shared_cache: cache.clone(), cache, sources: None, uv: None, free_space: disk::free_space }
+        Self {
+            options,
+            shared_cache: cache.clone(),
+            cache,
+            sources: None,
+            uv: None,
+            free_space: disk::free_space,
+        }
     }
 
-    pub fn ensure(&self, reference: &Reference, variant: Option<&str>) -> Result<AdapterCommand, Missing> {
+    pub fn ensure(
+        &self,
+        reference: &Reference,
+        variant: Option<&str>,
+    ) -> Result<AdapterCommand, Missing> {
         let mut command = match reference.kind {
             Kind::Python => python::ensure(self, reference)?,
             Kind::Cargo => cargo::ensure(self, reference)?,
@@ -162,7 +173,9 @@ impl Provisioner {
         let name = &reference.name;
         let reason = match self.options {
             ProvisionOptions { allow: false, .. } => format!("{name} isn't installed"),
-            ProvisionOptions { offline: true, .. } => format!("{name} isn't installed, and --offline forbids to fetch it"),
+            ProvisionOptions { offline: true, .. } => {
+                format!("{name} isn't installed, and --offline forbids to fetch it")
+            }
             _ => return Ok(()),
         };
         Err(Missing { reason, mend: setup_command(name) })

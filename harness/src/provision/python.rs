@@ -124,7 +124,7 @@ fn build(
         progress.say("removing what an interrupted installation left");
         std::fs::remove_dir_all(env).map_err(io)?;
     }
-    let log = env.with_extension("log");
+    let log = lock::log_path(env);
     let _ = std::fs::remove_file(&log);
     let mut run = |command: AdapterCommand, what: &str| {
         let outcome =

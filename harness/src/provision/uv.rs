@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::lock::BuildLock;
+use super::lock::{BuildLock, log_path};
 use super::progress::Progress;
 use super::{Missing, Provisioner, find, pins, stamp};
 use crate::supervise::{AdapterCommand, remove_on_interrupt, run_tool};
@@ -84,7 +84,7 @@ pub(crate) fn ensure(
 
     let _cleanup = remove_on_interrupt(&dir);
     let began = std::time::Instant::now();
-    let log = dir.with_extension("log");
+    let log = log_path(&dir);
     let io = |error: std::io::Error| broken(format!("failed to write {}: {error}", dir.display()));
     if dir.exists() {
         std::fs::remove_dir_all(&dir).map_err(io)?;

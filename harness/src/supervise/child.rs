@@ -99,13 +99,15 @@ impl Child {
             }
             Role::Tool => expression.stdin_null(),
         };
-        for name in SCRUBBED {
-            expression = expression.env_remove(name);
-        }
-        for (key, value) in &command.env {
+        // In duct what is said first holds: the command's own settings, the last of two equal names,
+        // before what is scrubbed.
+        for (key, value) in command.env.iter().rev() {
             expression = expression.env(key, value);
         }
         expression = expression.env(mark_name, &mark);
+        for name in SCRUBBED {
+            expression = expression.env_remove(name);
+        }
         if let Some(dir) = &command.cwd {
             expression = expression.dir(dir);
         }

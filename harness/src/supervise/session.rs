@@ -373,8 +373,13 @@ impl Wire {
         let what = deadline.what;
         match self.child.wait(Duration::from_secs(1)) {
             Some(exit) => {
+                // Nobody else kills an adapter in the middle of its work.
+                let guess = match exit {
+                    ExitState::Signalled(9) => "; the system may have run out of memory",
+                    _ => "",
+                };
                 let message =
-                    format!("{} ended ({exit}) before it answered {what}{cut}", self.name);
+                    format!("{} ended ({exit}) before it answered {what}{cut}{guess}", self.name);
                 self.fail(FailureKind::Crash { exit }, message)
             }
             None => {
