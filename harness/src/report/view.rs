@@ -20,7 +20,6 @@ pub struct CheckpointView<'a> {
 
 /// One kind of point: `h.*.attn.q` in all layers, steps and cases.
 pub struct PointLine<'a> {
-    pub stage: Stage,
     pub label: String,
     /// How many rows a pair has here.
     pub folded: usize,
@@ -103,7 +102,7 @@ fn line<'a>(stage: Stage, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
         [_, _, ..] => rows[0].point.to_string().replacen(&format!("h.{}", rows[0].layer.unwrap_or(0)), "h.*", 1),
         _ => rows[0].point.to_string(),
     };
-    Some(PointLine { stage, label, folded: places.len(), verdict: overall(&rows), worst, rows })
+    Some(PointLine { label, folded: places.len(), verdict: overall(&rows), worst, rows })
 }
 
 /// The error of a row in units of what it may be; what is exact counts by its error alone.
