@@ -1,11 +1,13 @@
 """Judge a nano on the held-out text: its loss against a unigram and smoothed bigrams
-on the very same tokens, the margins of its first choices, and its greedy text.
+on the very same tokens, the margins of its first choices, and its greedy text after the
+prompts of a suite.
 
-    python evaluate.py DATA_DIR MODEL_DIR [--json FILE]
+    python evaluate.py DATA_DIR MODEL_DIR [--suite FILE] [--json FILE]
 """
 
 import argparse
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,6 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 VOCABULARY = 50257
-PROMPTS = {
-    "hello": "Hello.",
-    "one": "The",
-    "long": "It was late in the evening when the carriage came to the door, and the old gentleman, who had been"
-            " waiting in the hall for the better part of an hour, put on his hat and his great coat, took leave of"
-            " the ladies, and went down the steps without another word. Nobody knew where he was going, or whether"
-            " he meant to come back; but his sister, who watched him from the window, said to the others",
-    "unicode": "Über naïve Café-Gäste: 東京の夜 — “¿Qué?” 🙂",
-}
 
 
 def unigram(train, held_out):
@@ -97,21 +90,11 @@ def greedy(model, ids, count):
     return ids[-count:], margins
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train = np.fromfile(args.data / "train.u16", dtype="<u2")
-    held_out = np.fromfile(args.data / "heldout.u16", dtype="<u2")
-    sources = np.fromfile(args.data / "heldout_sources.u8", dtype="u1")[1:]
-    names = list(json.loads((args.data / "corpus.json").read_text())["sources"])
-    model = GPT2LMHeadModel.from_pretrained(args.model, dtype=torch.float32).eval()
-    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-
+def losses_report(data, model):
+    train = np.fromfile(data / "train.u16", dtype="<u2")
+    held_out = np.fromfile(data / "heldout.u16", dtype="<u2")
+    sources = np.fromfile(data / "heldout_sources.u8", dtype="u1")[1:]
+    names = list(json.loads((data / "corpus.json").read_text())["sources"])
     losses, margins, right = model_losses(model, held_out)
     columns = {"nano": losses, "unigram": unigram(train, held_out),
                "bigram_absolute_discounting": bigram(train, held_out, False),
@@ -124,9 +107,25 @@ def main():
                            | {"tokens": int((sources == i).sum())} for i, n in enumerate(names)}
     report["top1_right"] = round(float(right.mean()), 4)
     report["margin"] = {f"p{q}": round(float(np.percentile(margins, q)), 3) for q in (5, 25, 50, 75, 95)}
+    return report
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--suite", type=Path, default=Path(__file__).parents[2] / "golden/suites/canonical.toml")
+    parser.add_argument("--greedy-only", action="store_true", help="no losses, only the text")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = GPT2LMHeadModel.from_pretrained(args.model, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    report = {} if args.greedy_only else losses_report(args.data, model)
     report["greedy"] = {}
-    for name, text in PROMPTS.items():
-        ids = tokenizer.encode(text).ids
+    for case in tomllib.loads(args.suite.read_text(encoding="utf-8"))["case"]:
+        name, text, ids = case["name"], case["prompt"], case["ids"]
         generated, steps = greedy(model, ids, 40)
         report["greedy"][name] = {
             "prompt": text, "prompt_tokens": len(ids), "generated": generated, "text": tokenizer.decode(generated),
