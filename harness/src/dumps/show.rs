@@ -167,6 +167,7 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
         }
     }
     let place = if all { "step, case" } else { "worst at" };
+    let one_case = compared.rows.iter().all(|row| row.case == compared.rows[0].case);
     table.set_header(["#", "point", "pair", place, "max |a−b|", "rel L2", "tolerance", "at", "verdict"]);
     for line in lines(&compared.rows, all) {
         let row = line.row;
@@ -175,11 +176,14 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
             None => "–".into(),
         };
         let folded = if line.places > 1 { pattern(row.point) } else { row.point.to_string() };
-        let place = match (all || line.places == 1, row.step) {
-            (true, 0) => row.case.clone(),
-            (true, step) => format!("step {step} {}", row.case),
-            (false, _) => format!("{} of {}", whereabouts(row), line.places),
-        };
+        let mut place = Vec::new();
+        place.extend(row.layer.filter(|_| line.places > 1).map(|layer| format!("layer {layer}")));
+        place.extend((row.step > 0).then(|| format!("step {}", row.step)));
+        place.extend((!one_case && !row.case.is_empty()).then(|| row.case.clone()));
+        let mut place = place.join(", ");
+        if line.places > 1 {
+            let _ = write!(place, "{}of {}", if place.is_empty() { "" } else { " " }, line.places);
+        }
         let verdict = match line.failed {
             n if n > 0 && line.places > 1 => format!("FAIL {n}/{}", line.places),
             _ => row.verdict.name().to_string(),
@@ -188,7 +192,7 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
             format!("{}", row.checkpoint),
             folded,
             format!("{}–{}", row.a, row.b),
-            place.trim().to_string(),
+            place,
             metric(|m| m.max_abs),
             metric(|m| m.rel_l2),
             tolerance(row),

@@ -147,10 +147,21 @@ fn open_folder(path: &Path) -> Result<Vec<Raw>> {
         return bundles.iter().map(|dir| open_bundle(dir)).collect();
     }
     let mut found = BTreeMap::new();
-    loose_files(path, path, "", &mut found)?;
+    let mut misnamed = loose_files(path, path, "", &mut found)?;
     for folder in subfolders(path)? {
         let case = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        loose_files(path, &folder, &case, &mut found)?;
+        misnamed.extend(loose_files(path, &folder, &case, &mut found)?);
+    }
+    for tensor in misnamed {
+        let owner = |(name, _): &(&String, &mut Raw)| tensor.name.ends_with(&format!("_{name}"));
+        let side = match found.iter_mut().find(owner) {
+            Some((_, side)) => side,
+            None => match found.first_entry() {
+                Some(first) => first.into_mut(),
+                None => found.entry(String::new()).or_insert(Raw { form: "folder", ..Raw::empty(path) }),
+            },
+        };
+        side.tensors.push(tensor);
     }
     if found.is_empty() {
         let what = "it holds no bundle and no .npy file, nor do its subfolders".to_string();
@@ -215,35 +226,36 @@ fn open_bundle(dir: &Path) -> Result<Raw> {
 }
 
 /// Sorts the `.npy` files of one folder by the implementation that their names end in; those of
-/// another form belong to the folder itself.
+/// another form belong to the folder itself. Handed back: those that are named like checkpoints and
+/// mean none, which are listed with the implementation that they seem to be of.
 fn loose_files(
     source: &Path,
     folder: &Path,
     case: &str,
     found: &mut BTreeMap<String, Raw>,
-) -> Result<()> {
+) -> Result<Vec<RawTensor>> {
+    let mut misnamed = Vec::new();
     for path in entries(folder)? {
         if path.extension().is_none_or(|e| e != "npy") || !path.is_file() {
             continue;
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let empty = Raw { form: "folder", ..Raw::empty(source) };
+        let (dtype, shape) = inspect_npy(&path)?;
+        let place = Place::Npy(path);
+        let tensor = RawTensor { case: case.into(), name: stem.clone(), dtype, shape, place };
         let implementation = match parse_stem(&stem) {
             Some(Ok(name)) => name.implementation,
-            // A checkpoint file that can't be placed is listed with the rest of its folder.
-            _ => empty.name.clone(),
+            Some(Err(_)) => {
+                misnamed.push(tensor);
+                continue;
+            }
+            None => empty.name.clone(),
         };
-        let (dtype, shape) = inspect_npy(&path)?;
         let side = found
             .entry(implementation.clone())
             .or_insert(Raw { name: implementation, ..empty });
-        side.tensors.push(RawTensor {
-            case: case.into(),
-            name: stem,
-            dtype,
-            shape,
-            place: Place::Npy(path),
-        });
+        side.tensors.push(tensor);
     }
-    Ok(())
+    Ok(misnamed)
 }
