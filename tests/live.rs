@@ -28,7 +28,8 @@ fn the_engine_passes_all_13_checkpoints_against_three_references() {
     for reference in ["hf", "tinygrad", "candle"] {
         for checkpoint in 0..13 {
             let pair = rows(&result, &[("kind", "pair"), ("a", "llorch-cpud"), ("b", reference)]);
-            let checked = pair.iter().filter(|r| r["checkpoint"] == checkpoint && r["verdict"] == "PASS");
+            let checked =
+                pair.iter().filter(|r| r["checkpoint"] == checkpoint && r["verdict"] == "PASS");
             assert!(checked.count() > 0, "{reference} checks nothing at checkpoint {checkpoint}");
         }
     }
@@ -41,7 +42,10 @@ fn the_engine_passes_all_13_checkpoints_against_three_references() {
     }
     for point in ["tokens", "generated"] {
         let own = rows(&result, &[("kind", "self"), ("a", "llorch-cpud"), ("point", point)]);
-        assert!(own.iter().any(|r| r["reason"].as_str().unwrap().contains("over HTTP")), "{point}: no daemon");
+        assert!(
+            own.iter().any(|r| r["reason"].as_str().unwrap().contains("over HTTP")),
+            "{point}: no daemon"
+        );
     }
     let unchecked = result["unchecked"].as_array().unwrap();
     assert!(unchecked.iter().any(|u| u["what"] == "real GPT-2 weights"), "nano is not GPT-2");
@@ -68,16 +72,26 @@ fn each_known_bug_fails_at_its_checkpoint() {
             .output()
             .unwrap();
         let (stdout, stderr) = texts(&run);
-        let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{bug}: {e}\n{stderr}"));
-        assert_eq!((run.status.code(), &result["verdict"]), (Some(1), &"FAIL".into()), "{bug}\n{stderr}");
+        let result: Value =
+            serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{bug}: {e}\n{stderr}"));
+        assert_eq!(
+            (run.status.code(), &result["verdict"]),
+            (Some(1), &"FAIL".into()),
+            "{bug}\n{stderr}"
+        );
         let failed = rows(&result, &[("kind", "pair"), ("verdict", "FAIL"), ("b", "candle")]);
         assert!(failed.iter().any(|r| r["checkpoint"] == checkpoint), "{bug}");
         // What comes before it, as data flows, passes.
-        let bisect = diff().args(["bisect", "--format", "json", "--from", out.to_str().unwrap()]).output();
+        let bisect =
+            diff().args(["bisect", "--format", "json", "--from", out.to_str().unwrap()]).output();
         let found: Value = serde_json::from_str(&texts(&bisect.unwrap()).0).unwrap();
         assert_conforms("bisect", &found);
         let cause = &found["causes"][0];
-        assert_eq!((&cause["point"], &cause["checkpoint"]), (&point.into(), &checkpoint.into()), "{bug}");
+        assert_eq!(
+            (&cause["point"], &cause["checkpoint"]),
+            (&point.into(), &checkpoint.into()),
+            "{bug}"
+        );
         assert_eq!(found["between"], Value::Null, "{bug}");
     }
 }
@@ -86,7 +100,17 @@ fn each_known_bug_fails_at_its_checkpoint() {
 fn without_a_bug_the_same_adapter_passes() {
     let subject = bug_adapter();
     let output = diff()
-        .args(["run", "--ref", "candle", "--prompt", "Hello.", "--format", "json", "--subject", &subject])
+        .args([
+            "run",
+            "--ref",
+            "candle",
+            "--prompt",
+            "Hello.",
+            "--format",
+            "json",
+            "--subject",
+            &subject,
+        ])
         .output()
         .unwrap();
     let (stdout, stderr) = texts(&output);

@@ -14,15 +14,34 @@ fn help_names_the_exit_codes_and_only_what_exists() {
     let output = diff().arg("--help").output().unwrap();
     let (stdout, _) = texts(&output);
     assert_eq!(output.status.code(), Some(0));
-    for word in ["run", "bisect", "compare", "export", "judge", "points", "adapters", "Exit codes:", "130"] {
+    for word in
+        ["run", "bisect", "compare", "export", "judge", "points", "adapters", "Exit codes:", "130"]
+    {
         assert!(stdout.contains(word), "{word}\n{stdout}");
     }
     let output = diff().args(["run", "--help"]).output().unwrap();
     let (stdout, _) = texts(&output);
-    for option in ["--checkpoint", "--layer", "--prompt", "--suite", "--ref", "--subject", "--model", "--out",
-        "--format", "--values", "--pairs", "--fail-fast", "--jobs", "--threads", "--dtype", "--offline",
-        "--no-provision", "--deny-warnings", "--timeout"]
-    {
+    for option in [
+        "--checkpoint",
+        "--layer",
+        "--prompt",
+        "--suite",
+        "--ref",
+        "--subject",
+        "--model",
+        "--out",
+        "--format",
+        "--values",
+        "--pairs",
+        "--fail-fast",
+        "--jobs",
+        "--threads",
+        "--dtype",
+        "--offline",
+        "--no-provision",
+        "--deny-warnings",
+        "--timeout",
+    ] {
         assert!(stdout.contains(option), "{option}\n{stdout}");
     }
 }
@@ -68,21 +87,35 @@ fn a_case_that_does_not_fit_the_model_is_refused() {
         .unwrap();
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("case long: 2 ids and 24 new tokens need 25 positions; the model has 24"), "{stderr}");
+    assert!(
+        stderr.contains("case long: 2 ids and 24 new tokens need 25 positions; the model has 24"),
+        "{stderr}"
+    );
 }
 
 #[test]
 fn a_model_that_is_not_there_is_named() {
-    let output = diff().args(["run", "--model", "./no-such-folder", "--subject", "x"]).output().unwrap();
+    let output =
+        diff().args(["run", "--model", "./no-such-folder", "--subject", "x"]).output().unwrap();
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.starts_with("error: failed to") && stderr.contains("no-such-folder"), "{stderr}");
+    assert!(
+        stderr.starts_with("error: failed to") && stderr.contains("no-such-folder"),
+        "{stderr}"
+    );
 }
 
 #[test]
 fn a_folder_of_somebody_else_is_not_written_to() {
     let place = Place::new();
-    let output = place.run(&["--subject", &fake(""), "--ref", "x=true", "--out", place.path("model").to_str().unwrap()]);
+    let output = place.run(&[
+        "--subject",
+        &fake(""),
+        "--ref",
+        "x=true",
+        "--out",
+        place.path("model").to_str().unwrap(),
+    ]);
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("found other files in it"), "{stderr}");
@@ -94,7 +127,16 @@ fn saved(place: &Place) -> String {
     let subject = fake("--name mine --mode wrong-value --point h.1.attn.k");
     let x = format!("x={}", fake(""));
     let (_, code) = place.result(&[
-        "--subject", &subject, "--ref", &x, "--out", &out, "--checkpoint", "ln", "--checkpoint", "qkv",
+        "--subject",
+        &subject,
+        "--ref",
+        &x,
+        "--out",
+        &out,
+        "--checkpoint",
+        "ln",
+        "--checkpoint",
+        "qkv",
     ]);
     assert_eq!(code, 1);
     out
@@ -108,7 +150,8 @@ fn a_saved_run_is_judged_again_to_the_same_rows() {
     assert_eq!(output.status.code(), Some(1), "{}", texts(&output).1);
     let again: Value = serde_json::from_str(&texts(&output).0).unwrap();
     let first: Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{out}/result.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(format!("{out}/result.json")).unwrap())
+            .unwrap();
     assert_conforms("result", &again);
     assert_eq!(again, first);
     let output = diff().args(["judge", place.path("model").to_str().unwrap()]).output().unwrap();
@@ -125,14 +168,21 @@ fn bisect_names_the_first_wrong_element_and_the_command_that_reproduces_it() {
     // The fake adds 0.5 to the element in the middle of [2, 3, 4].
     let first = stdout.lines().next().unwrap();
     assert_eq!(first, "FIRST CAUSE h.1.attn.k · layer 1 · step 0 · head 1 · token 0 · element 0");
-    let command = stdout.lines().find(|l| l.starts_with("reproduce with: llorch-diff run ")).unwrap();
-    assert!(command.contains("--checkpoint qkv --layer 1 ") && command.contains("--subject "), "{command}");
+    let command =
+        stdout.lines().find(|l| l.starts_with("reproduce with: llorch-diff run ")).unwrap();
+    assert!(
+        command.contains("--checkpoint qkv --layer 1 ") && command.contains("--subject "),
+        "{command}"
+    );
 
     let output = diff().args(["bisect", "--from", &out, "--format", "json"]).output().unwrap();
     let found: Value = serde_json::from_str(&texts(&output).0).unwrap();
     assert_conforms("bisect", &found);
     let cause = &found["causes"][0];
-    assert_eq!((&cause["point"], &cause["head"], &cause["local"]), (&"h.1.attn.k".into(), &1.into(), &Value::Null));
+    assert_eq!(
+        (&cause["point"], &cause["head"], &cause["local"]),
+        (&"h.1.attn.k".into(), &1.into(), &Value::Null)
+    );
 }
 
 #[test]
@@ -157,10 +207,16 @@ fn bisect_names_an_interval_where_nobody_checked_what_is_between() {
     let output = place.command("bisect").args(arguments).output().unwrap();
     let (stdout, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(4), "{stdout}{stderr}");
-    assert!(stdout.starts_with("FIRST CAUSE between h.0.attn.q and h.0.attn.v · layer 0"), "{stdout}");
+    assert!(
+        stdout.starts_with("FIRST CAUSE between h.0.attn.q and h.0.attn.v · layer 0"),
+        "{stdout}"
+    );
 
     let x = format!("x={}", fake(""));
-    let output = place.command("bisect").args(["--ref", &x, "--checkpoint", "qkv", "--subject", &subject]).output();
+    let output = place
+        .command("bisect")
+        .args(["--ref", &x, "--checkpoint", "qkv", "--subject", &subject])
+        .output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", texts(&output).0);
     assert!(texts(&output).0.starts_with("NO VERDICT: mine failed"), "{}", texts(&output).0);
@@ -173,7 +229,16 @@ fn ctrl_c_ends_the_run_with_130_and_leaves_nothing_behind() {
     let x = format!("x={}", fake("--mode hang-at-run"));
     let mut child = place
         .command("run")
-        .args(["--subject", &fake("--name mine"), "--ref", &x, "--out", out.to_str().unwrap(), "--checkpoint", "ln"])
+        .args([
+            "--subject",
+            &fake("--name mine"),
+            "--ref",
+            &x,
+            "--out",
+            out.to_str().unwrap(),
+            "--checkpoint",
+            "ln",
+        ])
         .env("TMPDIR", place.path(""))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -208,11 +273,16 @@ fn points_are_listed_with_checkpoint_shape_class_and_recipe() {
     }
     let place = Place::new();
     let model = place.path("model");
-    let output =
-        diff().args(["points", "--format", "json", "--model", model.to_str().unwrap()]).output().unwrap();
+    let output = diff()
+        .args(["points", "--format", "json", "--model", model.to_str().unwrap()])
+        .output()
+        .unwrap();
     let points: Vec<Value> = serde_json::from_str(&texts(&output).0).unwrap();
     assert_eq!(points.len(), 2 + 2 * 16 + 5 + 1);
-    assert!(points.iter().any(|p| p["point"] == "h.1.mlp.fc" && p["shape"] == "[T,32]"), "{points:?}");
+    assert!(
+        points.iter().any(|p| p["point"] == "h.1.mlp.fc" && p["shape"] == "[T,32]"),
+        "{points:?}"
+    );
 }
 
 #[test]
@@ -232,5 +302,8 @@ fn stdout_is_one_table_in_each_format_and_progress_goes_to_stderr() {
     let output = place.run(&[&arguments[..], &["--values", "3", "--format", "json"]].concat());
     let result: Value = serde_json::from_str(&texts(&output).0).unwrap();
     let row = &result["rows"][0];
-    assert_eq!((row["verdict"].as_str(), row["excerpt"]["a"].as_array().unwrap().len()), (Some("PASS"), 3));
+    assert_eq!(
+        (row["verdict"].as_str(), row["excerpt"]["a"].as_array().unwrap().len()),
+        (Some("PASS"), 3)
+    );
 }

@@ -107,7 +107,11 @@ fn values_that_are_wrong_or_not_finite_fail_where_they_are() {
         assert_eq!((code, result["verdict"].as_str()), (1, Some("FAIL")), "{mode}");
         let bad = rows(&result, &[("point", "h.1.ln_1"), ("case", "first"), ("kind", "pair")]);
         assert_eq!(bad[0]["verdict"], "FAIL", "{mode}");
-        assert!(bad[0]["reason"].as_str().unwrap().contains(expected), "{mode}: {}", bad[0]["reason"]);
+        assert!(
+            bad[0]["reason"].as_str().unwrap().contains(expected),
+            "{mode}: {}",
+            bad[0]["reason"]
+        );
         assert_eq!(bad[0]["worst"], serde_json::json!([1, 4]), "{mode}: the middle of [3, 8]");
         assert!(bad[0]["excerpt"]["a"].is_array(), "{mode}");
     }
@@ -240,7 +244,8 @@ fn fail_fast_skips_the_references_after_the_first_that_disagrees() {
 fn references_run_side_by_side_give_the_same_result() {
     let place = Place::new();
     let subject = fake("--name mine");
-    let names = [reference("x", ""), reference("y", ""), reference("z", "--mode drop --point h.0.ln_1")];
+    let names =
+        [reference("x", ""), reference("y", ""), reference("z", "--mode drop --point h.0.ln_1")];
     let references: Vec<&str> = names.iter().map(String::as_str).collect();
     let one = place.result(&with(&subject, &references)).0;
     let mut arguments = with(&subject, &references);

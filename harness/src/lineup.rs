@@ -35,6 +35,17 @@ enum Source {
     Pinned { reference: Box<Reference>, variant: Option<String> },
     /// A command of the user's.
     Command(AdapterCommand),
+    /// A running daemon, by its address.
+    Http(String),
+}
+
+/// What is spoken to.
+#[derive(Debug, Clone)]
+pub enum Contact {
+    /// An adapter, started by this.
+    Adapter(AdapterCommand),
+    /// A daemon that runs already.
+    Daemon(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -43,19 +54,27 @@ pub enum LineupError {
     Name(#[from] RefNameError),
     #[error(transparent)]
     Command(#[from] CommandError),
-    #[error("failed to read `{text}` as a reference: its name must be a word of letters, digits, - _ and . that isn't {taken}")]
+    #[error(
+        "failed to read `{text}` as a reference: its name must be a word of letters, digits, - _ and . that isn't {taken}"
+    )]
     CustomName { text: String, taken: &'static str },
     #[error("failed to line up the references: {name} is named twice")]
     Twice { name: String },
 }
 
-/// The subject: our engine, or any command that speaks the protocol.
+/// The subject: our engine, any command that speaks the protocol, or a running daemon.
 pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
     let source = match command {
         None => Source::Engine,
+        Some(url) if url.starts_with("http://") => {
+            Source::Http(url.trim_end_matches('/').to_string())
+        }
         Some(line) => Source::Command(AdapterCommand::from_words(UNNAMED, line)?),
     };
-    let name = if command.is_none() { ENGINE } else { UNNAMED };
+    let name = match source {
+        Source::Engine | Source::Http(_) => ENGINE,
+        _ => UNNAMED,
+    };
     Ok(Member { name: name.into(), role: Role::Subject, worth: None, source })
 }
 
@@ -107,10 +126,22 @@ pub fn file_name(name: &str) -> String {
 }
 
 impl Member {
+    /// The subject: found, or built.
+    pub fn contact(&self, options: &ProvisionOptions) -> Result<Contact, Missing> {
+        match &self.source {
+            Source::Http(url) => Ok(Contact::Daemon(url.clone())),
+            _ => self.command(options).map(Contact::Adapter),
+        }
+    }
+
     /// What starts it; installs a pinned reference first if it may.
     pub fn command(&self, options: &ProvisionOptions) -> Result<AdapterCommand, Missing> {
         match &self.source {
             Source::Command(command) => Ok(command.clone()),
+            Source::Http(url) => Err(Missing {
+                reason: format!("{url} is a daemon, which is no adapter"),
+                mend: "name it with --subject".into(),
+            }),
             Source::Engine => provision::engine_command(options),
             Source::Pinned { reference, variant } => {
                 let mut command = provision::ensure(reference, variant.as_deref(), options)?;
@@ -125,7 +156,7 @@ impl Member {
         let ours = match &self.source {
             Source::Engine => true,
             Source::Command(command) => is_our_engine(&command.program),
-            Source::Pinned { .. } => false,
+            Source::Pinned { .. } | Source::Http(_) => false,
         };
         let trace = adapter.args.iter().position(|word| word == "trace")?;
         let mut daemon = adapter.clone();
@@ -154,7 +185,9 @@ mod tests {
 
     #[test]
     fn names_that_would_mislead_are_refused() {
-        for text in ["oracle=x", "llorch-cpud=x", "a b=x", "../x=y", "=x", "a:b:c=x", "mine=", "mine='x"] {
+        for text in
+            ["oracle=x", "llorch-cpud=x", "a b=x", "../x=y", "=x", "a:b:c=x", "mine=", "mine='x"]
+        {
             assert!(references(&[text.to_string()]).is_err(), "{text}");
         }
         let twice = ["a=x".to_string(), "a=y".to_string()];

@@ -23,9 +23,13 @@ pub enum PlanError {
     Layer { found: usize, last: usize },
     #[error("failed to plan: no point of these checkpoints is in layer {layers:?}")]
     Nothing { layers: Vec<usize> },
-    #[error("failed to plan case {case}: {ids} ids and {new} new tokens need {needed} positions; the model has {have}")]
+    #[error(
+        "failed to plan case {case}: {ids} ids and {new} new tokens need {needed} positions; the model has {have}"
+    )]
     Overflow { case: String, ids: usize, new: usize, needed: usize, have: usize },
-    #[error("failed to plan case {case}: token id {id} is outside the model's vocabulary of {vocab}")]
+    #[error(
+        "failed to plan case {case}: token id {id} is outside the model's vocabulary of {vocab}"
+    )]
     Vocabulary { case: String, id: u32, vocab: usize },
     #[error("failed to plan case {case}: its prompt has no token ids, and {reason}")]
     Tokenize { case: String, reason: String },
@@ -139,7 +143,9 @@ fn ids(
     }
     match outside(&ids) {
         None => Ok(ids),
-        Some(id) => Err(PlanError::Vocabulary { case: case.name.clone(), id, vocab: dims.vocab_size }),
+        Some(id) => {
+            Err(PlanError::Vocabulary { case: case.name.clone(), id, vocab: dims.vocab_size })
+        }
     }
 }
 
@@ -180,7 +186,10 @@ mod tests {
         let mut suite = Suite::canonical().unwrap();
         let mut nobody = |_: &str| Err("nobody is asked".to_string());
         let (found, left_out) = cases(&suite, &DIMS, &mut nobody).unwrap();
-        assert_eq!(found.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["hello", "one", "sampled"]);
+        assert_eq!(
+            found.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(),
+            ["hello", "one", "sampled"]
+        );
         assert_eq!(left_out.len(), 2);
         assert!(left_out[0].reason.contains("83 positions; the model has 32"), "{left_out:?}");
         suite.name = "mine.toml".into();
@@ -192,7 +201,8 @@ mod tests {
     fn a_small_vocabulary_takes_the_models_own_tokenizer() {
         let suite = Suite::canonical().unwrap();
         let dims = Dims { vocab_size: 300, n_positions: 1024, ..DIMS };
-        let (found, _) = cases(&suite, &dims, &mut |text| Ok(text.bytes().map(u32::from).collect())).unwrap();
+        let (found, _) =
+            cases(&suite, &dims, &mut |text| Ok(text.bytes().map(u32::from).collect())).unwrap();
         assert_eq!(found[0].ids, [72, 101, 108, 108, 111, 46]);
         let error = cases(&suite, &dims, &mut |_| Ok(vec![300])).unwrap_err().to_string();
         assert!(error.contains("token id 300 is outside"), "{error}");

@@ -57,7 +57,9 @@ fn recipe(stage: Stage) -> &'static str {
         Stage::Logits => "ln_f · wteᵀ, the tied head",
         Stage::LogitsLast => "the last row of logits",
         Stage::Argmax => "the lowest id of the largest of logits.last",
-        Stage::NextProbs => "softmax(logits.last); with a temperature: / temperature, top-k, top-p, softmax",
+        Stage::NextProbs => {
+            "softmax(logits.last); with a temperature: / temperature, top-k, top-p, softmax"
+        }
         Stage::Generated => "the ids chosen when left alone, and their text",
     }
 }
@@ -89,7 +91,9 @@ struct Line {
 /// In data-flow order. Without a model one line stands for all layers.
 fn lines(dims: Option<&Dims>) -> Vec<Line> {
     let points: Vec<(Point, String)> = match dims {
-        Some(dims) => llorch_trace::all_points(dims.n_layer).into_iter().map(|p| (p, p.to_string())).collect(),
+        Some(dims) => {
+            llorch_trace::all_points(dims.n_layer).into_iter().map(|p| (p, p.to_string())).collect()
+        }
         None => {
             let of_layer = |p: &Point| (*p, p.to_string().replacen("h.0", "h.i", 1));
             llorch_trace::all_points(1).iter().map(of_layer).collect()
@@ -180,8 +184,14 @@ mod tests {
     #[test]
     fn one_line_for_each_stage_and_sizes_where_a_model_is_named() {
         assert_eq!(lines(None).len(), 24);
-        let dims =
-            Dims { n_layer: 2, n_head: 4, n_embd: 8, n_inner: 32, vocab_size: 100, n_positions: 16 };
+        let dims = Dims {
+            n_layer: 2,
+            n_head: 4,
+            n_embd: 8,
+            n_inner: 32,
+            vocab_size: 100,
+            n_positions: 16,
+        };
         let with_sizes = lines(Some(&dims));
         let scores = with_sizes.iter().find(|l| l.point == "h.1.attn.scores").unwrap();
         assert_eq!((scores.shape.as_str(), scores.checkpoint.as_str()), ("[4,T,S]", "4 scores"));

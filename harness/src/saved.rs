@@ -107,11 +107,14 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
     let saved: SavedEvidence = read_json(&dir.join(EVIDENCE))?;
     let expect = |path: &str, found: &str, expected: &str| match found == expected {
         true => Ok(()),
-        false => Err(malformed(&dir.join(path), format!("schema {found:?}; expected {expected:?}"))),
+        false => {
+            Err(malformed(&dir.join(path), format!("schema {found:?}; expected {expected:?}")))
+        }
     };
     expect(RESULT, &result.schema, crate::result::SCHEMA)?;
     expect(EVIDENCE, &saved.schema, SCHEMA)?;
-    let dims = Dims::from_config(&result.model.config).map_err(|what| malformed(&dir.join(RESULT), what))?;
+    let dims = Dims::from_config(&result.model.config)
+        .map_err(|what| malformed(&dir.join(RESULT), what))?;
     let cases = result.cases.iter().map(|c| Case {
         name: c.name.clone(),
         prompt: c.prompt.clone(),
@@ -120,10 +123,12 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
         sampling: c.sampling,
         forced_ids: c.forced_ids.clone(),
     });
-    let plan = Plan { model_dir: saved.model_dir, dims, cases: cases.collect(), points: saved.points };
+    let plan =
+        Plan { model_dir: saved.model_dir, dims, cases: cases.collect(), points: saved.points };
     let mut evidence = Vec::new();
     for one in saved.implementations {
-        let bundle = one.bundle.as_ref().map(|name| Bundle::open(&dir.join(file_name(name)))).transpose()?;
+        let bundle =
+            one.bundle.as_ref().map(|name| Bundle::open(&dir.join(file_name(name)))).transpose()?;
         evidence.push(Evidence {
             name: one.name,
             role: one.role,

@@ -1,5 +1,6 @@
 //! The daemon's part of checkpoints 0 and 12: it comes up, is healthy, and gives the same tokens and the
-//! same greedy text over HTTP as the engine does over the adapter protocol.
+//! same greedy text over HTTP as the engine does over the adapter protocol. Also a daemon that runs
+//! already, as the subject itself.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,9 +8,10 @@ use std::time::{Duration, Instant};
 use llorch_trace::Stage;
 use serde_json::{Value, json};
 
-use crate::collect::Settings;
-use crate::evidence::{Case, Served};
-use crate::result::Generation;
+use crate::collect::{Settings, empty};
+use crate::evidence::{Case, Evidence, Fault, FaultKind, Served};
+use crate::lineup::file_name;
+use crate::result::{Generation, Role};
 use crate::supervise::{AdapterCommand, Forced, Service};
 use crate::text::shorten;
 
@@ -21,17 +23,16 @@ pub fn ask(
     command: &AdapterCommand,
     name: &str,
     settings: &Settings<'_>,
-    stderr_file: &Path,
     say: &dyn Fn(&str),
 ) -> Option<Served> {
-    let wanted = |stage| settings.plan.points.iter().any(|p| p.stage == stage);
-    let (tokens, generation) = (wanted(Stage::Tokens), wanted(Stage::Generated));
-    if !tokens && !generation {
+    let wanted = Wanted::of(settings);
+    if !wanted.tokens && !wanted.generation {
         return None;
     }
     let began = Instant::now();
     let mut served = Served::default();
-    if let Err(fault) = talk(command, settings, stderr_file, (tokens, generation), &mut served) {
+    let stderr_file = settings.out.join(format!("{}.serve.stderr.txt", file_name(name)));
+    if let Err(fault) = talk(command, settings, &stderr_file, wanted, &mut served) {
         say(&format!("{name}: daemon: {fault}"));
         served.fault = Some(fault);
     } else {
@@ -41,11 +42,58 @@ pub fn ask(
     Some(served)
 }
 
+/// A running daemon as the subject: tokens and generation, the rest it can't show by its nature.
+pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str)) -> Evidence {
+    let began = Instant::now();
+    let mut evidence = empty(name, Role::Subject);
+    let client = Client::new(url, settings.limits.case);
+    match client.health() {
+        Some(Ok(())) => {}
+        Some(Err(reason)) => evidence.missing = Some((reason, None)),
+        None => {
+            evidence.missing =
+                Some((format!("failed to reach a daemon that is ready at {url}"), None))
+        }
+    }
+    if evidence.missing.is_some() {
+        return evidence;
+    }
+    let mut served = Served::default();
+    let fault = |kind, message| Fault { case: None, step: None, point: None, kind, message };
+    evidence.faults.push(fault(FaultKind::Unsupported, "a daemon shows no tensors".into()));
+    match client.ask(&settings.plan.cases, Wanted::of(settings), &mut served) {
+        Ok(()) => say(&format!("{name}: {} cases over HTTP", settings.plan.cases.len())),
+        Err(reason) => {
+            say(&format!("{name}: {reason}"));
+            evidence.faults.push(fault(FaultKind::Process, reason.clone()));
+            served.fault = Some(reason);
+        }
+    }
+    evidence.generated = std::mem::take(&mut served.generated);
+    evidence.served = Some(served);
+    evidence.seconds = began.elapsed().as_secs_f64();
+    evidence
+}
+
+/// The points of the plan that a daemon can answer for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    tokens: bool,
+    generation: bool,
+}
+
+impl Wanted {
+    fn of(settings: &Settings<'_>) -> Wanted {
+        let wanted = |stage| settings.plan.points.iter().any(|p| p.stage == stage);
+        Wanted { tokens: wanted(Stage::Tokens), generation: wanted(Stage::Generated) }
+    }
+}
+
 fn talk(
     command: &AdapterCommand,
     settings: &Settings<'_>,
     stderr_file: &Path,
-    wanted: (bool, bool),
+    wanted: Wanted,
     served: &mut Served,
 ) -> Result<(), String> {
     let command = command
@@ -64,14 +112,7 @@ fn talk(
     service
         .wait_until(limits.load, || client.health())
         .map_err(|failure| format!("the daemon: {failure}"))??;
-    for case in &settings.plan.cases {
-        if let (true, Some(prompt)) = (wanted.0, &case.prompt) {
-            served.tokens.insert(case.name.clone(), client.tokenize(prompt)?);
-        }
-        if wanted.1 && case.sampling.temperature == 0.0 && case.max_new_tokens > 0 {
-            served.generated.insert(case.name.clone(), client.complete(case)?);
-        }
-    }
+    client.ask(&settings.plan.cases, wanted, served)?;
     let finished = service.stop();
     match finished.exit {
         Some(exit) if exit.success() && finished.forced != Forced::Kill => Ok(()),
@@ -98,6 +139,18 @@ impl Client {
         Client { agent: config.build().into(), base: base.to_string() }
     }
 
+    fn ask(&self, cases: &[Case], wanted: Wanted, served: &mut Served) -> Result<(), String> {
+        for case in cases {
+            if let (true, Some(prompt)) = (wanted.tokens, &case.prompt) {
+                served.tokens.insert(case.name.clone(), self.tokenize(prompt)?);
+            }
+            if wanted.generation && case.sampling.temperature == 0.0 && case.max_new_tokens > 0 {
+                served.generated.insert(case.name.clone(), self.complete(case)?);
+            }
+        }
+        Ok(())
+    }
+
     /// None as long as it is loading; an error once it says that it can't.
     fn health(&self) -> Option<Result<(), String>> {
         let mut response = self.agent.get(format!("{}/health", self.base)).call().ok()?;
@@ -105,7 +158,8 @@ impl Client {
             return Some(Ok(()));
         }
         let body: Value = response.body_mut().read_json().ok()?;
-        (body["status"] == "failed").then(|| Err(format!("the daemon is not healthy: {}", body["message"])))
+        (body["status"] == "failed")
+            .then(|| Err(format!("the daemon is not healthy: {}", body["message"])))
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {
@@ -136,12 +190,16 @@ impl Client {
 
     fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
         let failed = |error: ureq::Error| format!("the daemon failed to answer {path}: {error}");
-        let mut response = self.agent.post(format!("{}{path}", self.base)).send_json(body).map_err(failed)?;
+        let mut response =
+            self.agent.post(format!("{}{path}", self.base)).send_json(body).map_err(failed)?;
         let status = response.status();
         let answer: Value = response.body_mut().read_json().map_err(failed)?;
         match status.is_success() {
             true => Ok(answer),
-            false => Err(format!("the daemon answered {path} with {status}: {}", shorten(&answer.to_string(), 200))),
+            false => Err(format!(
+                "the daemon answered {path} with {status}: {}",
+                shorten(&answer.to_string(), 200)
+            )),
         }
     }
 }
@@ -152,5 +210,8 @@ fn ids(value: &Value) -> Option<Vec<u32>> {
 }
 
 fn unexpected(path: &str, answer: &Value) -> String {
-    format!("the daemon's answer to {path} is not understood: {}", shorten(&answer.to_string(), 200))
+    format!(
+        "the daemon's answer to {path} is not understood: {}",
+        shorten(&answer.to_string(), 200)
+    )
 }

@@ -133,7 +133,12 @@ impl Keys<'_> {
             Some(Value::String(text)) => format!("{text:?}"),
             Some(value) => crate::text::shorten(&value.to_string(), 60),
         };
-        SuiteError::Key { path: self.path.into(), key: self.key(key), found, expected: expected.into() }
+        SuiteError::Key {
+            path: self.path.into(),
+            key: self.key(key),
+            found,
+            expected: expected.into(),
+        }
     }
 
     fn only(&self, known: &[&str]) -> Result<(), SuiteError> {
@@ -187,7 +192,8 @@ impl Keys<'_> {
         Ok(Sampling {
             temperature: self.real("temperature", 0.0, "a number from 0 on", |t| t >= 0.0)?,
             top_k: self.whole("top_k", 0)? as usize,
-            top_p: self.real("top_p", 1.0, "a number above 0, at most 1", |p| p > 0.0 && p <= 1.0)?,
+            top_p: self
+                .real("top_p", 1.0, "a number above 0, at most 1", |p| p > 0.0 && p <= 1.0)?,
             seed: self.whole("seed", 0)?,
         })
     }
@@ -201,7 +207,13 @@ impl Keys<'_> {
         }
     }
 
-    fn real(&self, key: &str, default: f64, expected: &str, fits: fn(f64) -> bool) -> Result<f64, SuiteError> {
+    fn real(
+        &self,
+        key: &str,
+        default: f64,
+        expected: &str,
+        fits: fn(f64) -> bool,
+    ) -> Result<f64, SuiteError> {
         let found = match self.table.get(key) {
             None => return Ok(default),
             Some(Value::Float(x)) => *x,
@@ -228,7 +240,8 @@ mod tests {
         let hello = &suite.cases[0];
         assert_eq!((hello.name.as_str(), hello.max_new_tokens), ("hello", 10));
         assert_eq!(hello.ids.as_deref(), Some(&[15496, 13][..]));
-        let lengths: Vec<usize> = suite.cases.iter().map(|c| c.ids.as_ref().unwrap().len()).collect();
+        let lengths: Vec<usize> =
+            suite.cases.iter().map(|c| c.ids.as_ref().unwrap().len()).collect();
         assert!(lengths.contains(&1) && lengths.iter().any(|n| *n >= 64), "{lengths:?}");
         assert!(suite.cases.iter().any(|c| !c.prompt.as_ref().unwrap().is_ascii()));
         assert!(suite.cases.iter().any(|c| c.sampling.temperature > 0.0));
@@ -246,8 +259,14 @@ mod tests {
             (&with("name = \"a\""), "case[1].prompt is missing; expected a text, or ids"),
             (&with("name = \"a\"\nids = []"), "case[1].ids is []; expected"),
             (&with("name = \"a\"\nids = [1, -1]"), "case[1].ids is [1, -1]; expected"),
-            (&with("name = \"a\"\nids = [1]\nmax_new_tokens = \"ten\""), "case[1].max_new_tokens is \"ten\""),
-            (&with("name = \"a\"\nids = [1]\nsampling = { top_p = 0 }"), "case[1].sampling.top_p is 0"),
+            (
+                &with("name = \"a\"\nids = [1]\nmax_new_tokens = \"ten\""),
+                "case[1].max_new_tokens is \"ten\"",
+            ),
+            (
+                &with("name = \"a\"\nids = [1]\nsampling = { top_p = 0 }"),
+                "case[1].sampling.top_p is 0",
+            ),
             (&with("name = \"a\"\nids = [1]\ntemperature = 1"), "case[1].temperature is not known"),
             (&twice, "case[2].name is \"a\"; expected a name that no other case has"),
             ("schema = ", "not TOML"),

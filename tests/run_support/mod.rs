@@ -90,8 +90,11 @@ pub fn assert_conforms(name: &str, value: &Value) {
     let path = repository().join(format!("docs/schemas/{name}.schema.json"));
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let errors: Vec<String> =
-        validator.iter_errors(value).take(5).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(value)
+        .take(5)
+        .map(|e| format!("{}: {e}", e.instance_path()))
+        .collect();
     assert!(errors.is_empty(), "{}\n{}", path.display(), errors.join("\n"));
 }
 
@@ -142,7 +145,8 @@ fn write_weights(path: &Path) {
         })
         .collect();
     let views = data.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
         (name.as_str(), view.unwrap())
     });
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();

@@ -12,8 +12,8 @@ pub mod tell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::result::{RunResult, RunVerdict};
-use crate::run::{Common, RunError, pipeline};
+use crate::result::{RunResult, Status};
+use crate::run::{self, Common, RunError, pipeline};
 use crate::saved::{self, Collected};
 use crate::text::print;
 
@@ -52,6 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let (text, code) = report(&result, &collected, args.format)?;
     print(&text)?;
+    run::require_a_reference(&result)?;
     Ok(ExitCode::from(code))
 }
 
@@ -61,11 +62,13 @@ fn report(result: &RunResult, collected: &Collected, form: Form) -> anyhow::Resu
     let code = match &found {
         search::Found::Cause(_) => 1,
         search::Found::Between(..) => 4,
-        search::Found::Nothing { unchecked } => match result.verdict {
-            RunVerdict::Error => 5,
-            _ if !unchecked.is_empty() => 4,
-            _ => 0,
-        },
+        search::Found::Nothing { .. }
+            if result.subject().is_some_and(|s| s.status != Status::Ok) =>
+        {
+            5
+        }
+        search::Found::Nothing { unchecked } if !unchecked.is_empty() => 4,
+        search::Found::Nothing { .. } => 0,
     };
     let text = match form {
         Form::Text => tell::text(result, collected, &found),

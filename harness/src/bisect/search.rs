@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use llorch_trace::Point;
 
-use crate::result::{RowKind, Row, RunResult, Verdict};
+use crate::result::{Row, RowKind, RunResult, Verdict};
 
 /// What the rows say.
 #[derive(Debug, PartialEq)]
@@ -39,11 +39,14 @@ pub fn search(result: &RunResult) -> Found<'_> {
         unchecked.dedup();
         return Found::Nothing { unchecked };
     };
-    let before = places.range(..place).filter(|((step, _, case), _)| *step == place.0 && *case == place.2);
-    let before: Vec<(Point, bool)> = before.map(|((_, point, _), known)| (*point, known.passed)).collect();
+    let before =
+        places.range(..place).filter(|((step, _, case), _)| *step == place.0 && *case == place.2);
+    let before: Vec<(Point, bool)> =
+        before.map(|((_, point, _), known)| (*point, known.passed)).collect();
     match before.last() {
         Some((_, false)) => {
-            let last_passed = before.iter().rev().find(|(_, passed)| *passed).map(|(point, _)| *point);
+            let last_passed =
+                before.iter().rev().find(|(_, passed)| *passed).map(|(point, _)| *point);
             Found::Between(last_passed, row)
         }
         _ => Found::Cause(row),
@@ -52,7 +55,8 @@ pub fn search(result: &RunResult) -> Found<'_> {
 
 fn places(result: &RunResult) -> BTreeMap<Place, Known<'_>> {
     let subject = result.subject().map_or("", |s| s.name.as_str());
-    let case_of = |name: &str| result.cases.iter().position(|c| c.name == name).unwrap_or(usize::MAX);
+    let case_of =
+        |name: &str| result.cases.iter().position(|c| c.name == name).unwrap_or(usize::MAX);
     let mut places: BTreeMap<Place, Known<'_>> = BTreeMap::new();
     for row in result.rows.iter().filter(|r| r.a == subject) {
         let known = places.entry((row.step, row.point, case_of(&row.case))).or_default();
@@ -77,10 +81,16 @@ fn is_the_references_fault(result: &RunResult, fail: &Row) -> bool {
     let here: Vec<&Row> = result
         .rows
         .iter()
-        .filter(|r| r.kind == RowKind::Pair && r.case == fail.case && r.step == fail.step && r.point == fail.point)
+        .filter(|r| {
+            r.kind == RowKind::Pair
+                && r.case == fail.case
+                && r.step == fail.step
+                && r.point == fail.point
+        })
         .collect();
     let agree = |x: &str, y: &str, verdict: Verdict| {
-        here.iter().any(|r| ((r.a == x && r.b == y) || (r.a == y && r.b == x)) && r.verdict == verdict)
+        here.iter()
+            .any(|r| ((r.a == x && r.b == y) || (r.a == y && r.b == x)) && r.verdict == verdict)
     };
     result.references().any(|other| {
         other.name != fail.b
@@ -171,7 +181,10 @@ mod tests {
             row("s", "x", "h.0.attn.context", 0, Fail),
         ]);
         let Found::Between(Some(after), row) = search(&r) else { panic!() };
-        assert_eq!((after.to_string(), row.point.to_string()), ("h.0.attn.v".into(), "h.0.attn.context".into()));
+        assert_eq!(
+            (after.to_string(), row.point.to_string()),
+            ("h.0.attn.v".into(), "h.0.attn.context".into())
+        );
     }
 
     #[test]

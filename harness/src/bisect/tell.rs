@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::element::{Element, locate};
 use super::search::Found;
 use crate::report;
-use crate::result::{Row, RowKind, RunResult, RunVerdict, Verdict};
+use crate::result::{Row, RowKind, RunResult, Status, Verdict};
 use crate::saved::Collected;
 use crate::suite::AD_HOC_NEW_TOKENS;
 use crate::text::{listed, shell_word};
@@ -51,11 +51,18 @@ fn evidence(result: &RunResult, collected: &Collected, row: &Row) -> Vec<String>
     let checkpoint = &llorch_trace::points::CHECKPOINTS[row.checkpoint as usize];
     let mut lines = vec![format!(
         "checkpoint {} {}, case {}, {} against {}",
-        checkpoint.number, checkpoint.name, row.case, row.a, opponent(row)
+        checkpoint.number,
+        checkpoint.name,
+        row.case,
+        row.a,
+        opponent(row)
     )];
     if let Some(element) = locate(row, collected) {
         let [a, b] = element.values;
-        lines.push(format!("first element that exceeds: {:?}, {a:.9e} against {b:.9e}", element.index));
+        lines.push(format!(
+            "first element that exceeds: {:?}, {a:.9e} against {b:.9e}",
+            element.index
+        ));
     }
     if let Some(m) = &row.metrics {
         let largest = m.max_abs.map_or("not finite".to_string(), |x| format!("{x:.2e}"));
@@ -105,8 +112,11 @@ fn opponent(row: &Row) -> &str {
 }
 
 fn nothing_found(result: &RunResult, subject: &str, unchecked: &[Point]) -> Vec<String> {
-    let compared = result.rows.iter().any(|r| r.a == subject && matches!(r.verdict, Verdict::Pass | Verdict::Warn));
-    let failure = result.subject().filter(|_| result.verdict == RunVerdict::Error).map(|s| s.reason.clone());
+    let compared = result
+        .rows
+        .iter()
+        .any(|r| r.a == subject && matches!(r.verdict, Verdict::Pass | Verdict::Warn));
+    let failure = result.subject().filter(|s| s.status != Status::Ok).map(|s| s.reason.clone());
     let mut lines = Vec::new();
     match (&failure, compared) {
         (Some(reason), _) => lines.push(format!("NO VERDICT: {subject} failed: {reason}")),
@@ -128,7 +138,9 @@ fn folded(points: &[Point]) -> String {
     for point in points {
         let layers = points.iter().filter(|p| p.stage == point.stage && p.layer.is_some()).count();
         let name = match point.layer {
-            Some(layer) if layers > 1 => point.to_string().replacen(&format!("h.{layer}"), "h.*", 1),
+            Some(layer) if layers > 1 => {
+                point.to_string().replacen(&format!("h.{layer}"), "h.*", 1)
+            }
             _ => point.to_string(),
         };
         if !names.contains(&name) {
@@ -142,7 +154,9 @@ fn agreement(result: &RunResult, subject: &str) -> String {
     let compared = |r: &Row| !matches!(r.verdict, Verdict::Unchecked | Verdict::Error);
     let heard: Vec<String> = result
         .references()
-        .filter(|r| result.rows.iter().any(|row| row.a == subject && row.b == r.name && compared(row)))
+        .filter(|r| {
+            result.rows.iter().any(|row| row.a == subject && row.b == r.name && compared(row))
+        })
         .map(|r| r.name.clone())
         .collect();
     let cases = result.cases.len();
@@ -158,8 +172,10 @@ fn reproduce(result: &RunResult, row: &Row) -> String {
     let case = result.cases.iter().find(|c| c.name == row.case);
     // `--prompt` runs ten greedy tokens: the same case only where that is what was run up to here.
     let prompt = case.filter(|c| c.sampling.temperature == 0.0 && row.step < AD_HOC_NEW_TOKENS);
-    let same_generation = |max: usize| row.point.stage != llorch_trace::Stage::Generated || max <= AD_HOC_NEW_TOKENS;
-    let prompt = prompt.filter(|c| same_generation(c.max_new_tokens)).and_then(|c| c.prompt.as_ref());
+    let same_generation =
+        |max: usize| row.point.stage != llorch_trace::Stage::Generated || max <= AD_HOC_NEW_TOKENS;
+    let prompt =
+        prompt.filter(|c| same_generation(c.max_new_tokens)).and_then(|c| c.prompt.as_ref());
     words.extend(prompt.map(|text| format!("--prompt {}", shell_word(text))));
     if result.model.name != "nano" {
         words.push(format!("--model {}", shell_word(&result.model.name)));
@@ -249,10 +265,14 @@ mod tests {
 
     #[test]
     fn options_are_taken_from_the_command_line_in_both_forms() {
-        let command: Vec<String> = ["llorch-diff", "run", "--ref", "hf", "--ref=a=b c", "--subject", "x y"]
-            .map(String::from)
-            .to_vec();
+        let command: Vec<String> =
+            ["llorch-diff", "run", "--ref", "hf", "--ref=a=b c", "--subject", "x y"]
+                .map(String::from)
+                .to_vec();
         let found = options(&command, &["--subject", "--ref"]);
-        assert_eq!(found, [("--ref", "hf".into()), ("--ref", "a=b c".into()), ("--subject", "x y".into())]);
+        assert_eq!(
+            found,
+            [("--ref", "hf".into()), ("--ref", "a=b c".into()), ("--subject", "x y".into())]
+        );
     }
 }

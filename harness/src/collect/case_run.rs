@@ -36,7 +36,7 @@ impl Intake<'_> {
         };
         if !self.seen.insert((message.step, point)) {
             let what = "it came twice, and which is meant isn't known".to_string();
-            return self.refuse(message.step, point, FaultKind::Process, what);
+            return self.refuse(message.step, point, FaultKind::MissingTensor, what);
         }
         let read = tensors::read(message, point, self.case, &self.dims, self.out_dir);
         tensors::remove_after_reading(message, self.out_dir);
@@ -49,7 +49,8 @@ impl Intake<'_> {
             self.refuse(message.step, point, FaultKind::NonFinite, what);
         }
         if self.unsaved.is_none()
-            && let Err(error) = self.bundle.add(&self.case.name, message.step, &message.point, &tensor)
+            && let Err(error) =
+                self.bundle.add(&self.case.name, message.step, &message.point, &tensor)
         {
             self.unsaved = Some(error.to_string());
         }
@@ -120,7 +121,9 @@ impl Collection<'_> {
             out_dir: out_dir.clone(),
         };
         let forced = request.forced_ids.clone();
-        let (Some(session), Some(bundle)) = (&mut self.session, &mut self.bundle) else { return Ok(()) };
+        let (Some(session), Some(bundle)) = (&mut self.session, &mut self.bundle) else {
+            return Ok(());
+        };
         let mut intake = Intake {
             case,
             dims: self.settings.plan.dims,
@@ -140,7 +143,10 @@ impl Collection<'_> {
         }
         if let Some(first) = strays.first() {
             let n = strays.len();
-            self.say(&format!("{}: sent {n} tensors that nobody asked for, the first is {first}", case.name));
+            self.say(&format!(
+                "{}: sent {n} tensors that nobody asked for, the first is {first}",
+                case.name
+            ));
         }
         match done {
             Ok(done) => {
@@ -155,9 +161,17 @@ impl Collection<'_> {
     }
 
     /// Whatever was asked for, can be captured by its nature, and did not come.
-    fn expect_all(&mut self, case: &Case, steps: usize, points: &[String], seen: &HashSet<(usize, Point)>) {
+    fn expect_all(
+        &mut self,
+        case: &Case,
+        steps: usize,
+        points: &[String],
+        seen: &HashSet<(usize, Point)>,
+    ) {
         let hello = self.evidence.hello.clone();
-        let declared = |p: &Point| hello.as_ref().is_some_and(|h| h.unsupported_reason(&p.to_string()).is_some());
+        let declared = |p: &Point| {
+            hello.as_ref().is_some_and(|h| h.unsupported_reason(&p.to_string()).is_some())
+        };
         let expected: Vec<Point> =
             points.iter().filter_map(|p| p.parse().ok()).filter(|p| !declared(p)).collect();
         for step in 0..steps {
@@ -182,7 +196,13 @@ impl Collection<'_> {
         );
         self.say(&format!("{}: {message}", case.name));
         let kind = FaultKind::Process;
-        self.evidence.faults.push(Fault { case: Some(case.name.clone()), step: None, point: None, kind, message });
+        self.evidence.faults.push(Fault {
+            case: Some(case.name.clone()),
+            step: None,
+            point: None,
+            kind,
+            message,
+        });
     }
 
     /// The run that is left to itself; only greedy ones compare.
@@ -208,11 +228,13 @@ impl Collection<'_> {
         };
         let (expected, found) = (case.max_new_tokens, done.generated.len());
         if found != expected {
-            return self.generation_fault(case, format!("generated {found} tokens; expected {expected}"));
+            return self
+                .generation_fault(case, format!("generated {found} tokens; expected {expected}"));
         }
         let vocab = self.settings.plan.dims.vocab_size;
         if let Some(id) = done.generated.iter().find(|&&id| id as usize >= vocab) {
-            return self.generation_fault(case, format!("generated id {id}; the vocabulary has {vocab}"));
+            return self
+                .generation_fault(case, format!("generated id {id}; the vocabulary has {vocab}"));
         }
         let generation = Generation { ids: done.generated, text: done.text };
         self.evidence.generated.insert(case.name.clone(), generation);

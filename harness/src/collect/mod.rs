@@ -144,7 +144,9 @@ impl<'a> Collection<'a> {
         let stderr = self.stderr_file();
         let mut session = match Session::start(&self.command, &self.settings.limits, &stderr) {
             Ok(session) => session,
-            Err(failure) if failure.kind == FailureKind::Spawn => return Started::Missing(failure.message),
+            Err(failure) if failure.kind == FailureKind::Spawn => {
+                return Started::Missing(failure.message);
+            }
             Err(failure) => {
                 self.fault(None, &failure);
                 return Started::Failed;
@@ -158,7 +160,8 @@ impl<'a> Collection<'a> {
             self.declare(&hello);
             self.evidence.hello = Some(hello);
         }
-        let loaded = session.load(&self.settings.plan.model_dir, self.settings.dtype, self.settings.threads);
+        let loaded =
+            session.load(&self.settings.plan.model_dir, self.settings.dtype, self.settings.threads);
         self.session = Some(session);
         match loaded {
             Ok(_) => Started::Running,
@@ -209,7 +212,13 @@ impl<'a> Collection<'a> {
         let message = failure.to_string();
         let at = case_name.as_ref().map(|c| format!("{c}: ")).unwrap_or_default();
         self.say(&format!("{at}{}: {message}", failure.kind));
-        self.evidence.faults.push(Fault { case: case_name, step: None, point: None, kind, message });
+        self.evidence.faults.push(Fault {
+            case: case_name,
+            step: None,
+            point: None,
+            kind,
+            message,
+        });
     }
 
     fn run_all(&mut self) -> Result<(), CollectError> {

@@ -30,7 +30,10 @@ pub fn read(
     let integer = message.dtype == Dtype::I64;
     if integer != point.is_integer() {
         let wanted = if point.is_integer() { "i64" } else { "a float dtype" };
-        return Err((FaultKind::WrongDtype, format!("announced as {}; expected {wanted}", message.dtype)));
+        return Err((
+            FaultKind::WrongDtype,
+            format!("announced as {}; expected {wanted}", message.dtype),
+        ));
     }
     let absent = |what: String| (FaultKind::MissingTensor, what);
     let path = regular_file_in(&message.file, out_dir).map_err(absent)?;

@@ -66,8 +66,9 @@ pub struct Common {
     pub references: Vec<String>,
 
     /// The implementation under test: a command that speaks the adapter protocol, split into words
-    /// as a shell does it, run without one [default: `llorch-cpud trace`]
-    #[arg(long, value_name = "COMMAND")]
+    /// as a shell does it, run without one; or the http:// address of a running llorch-cpud, of which
+    /// only tokens and generation can be judged [default: `llorch-cpud trace`]
+    #[arg(long, value_name = "COMMAND|URL")]
     pub subject: Option<String>,
 
     /// Leave result.json, the tensors and the adapters' stderr in this folder

@@ -9,7 +9,8 @@ use super::RunError;
 use crate::evidence::Evidence;
 use crate::judge::Verdicts;
 use crate::result::{
-    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, SCHEMA, Status, Unchecked, UncheckedKind,
+    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, SCHEMA, Status, Unchecked,
+    UncheckedKind,
 };
 use crate::saved::Collected;
 use crate::text::rfc3339;
@@ -80,7 +81,8 @@ fn implementations(
     statuses: &BTreeMap<String, (Status, String)>,
 ) -> Vec<Implementation> {
     let one = |e: &Evidence| {
-        let (status, reason) = statuses.get(&e.name).cloned().unwrap_or((Status::Ok, String::new()));
+        let (status, reason) =
+            statuses.get(&e.name).cloned().unwrap_or((Status::Ok, String::new()));
         let hello = e.hello.as_ref();
         Implementation {
             name: e.name.clone(),

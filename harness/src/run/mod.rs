@@ -20,7 +20,7 @@ pub use args::{Args, Common};
 pub use error::RunError;
 
 use crate::report::{Style, render};
-use crate::result::Status;
+use crate::result::{RunResult, Status};
 use crate::text::print;
 
 /// The command.
@@ -28,14 +28,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = args.common.request(args.values)?;
     let outcome = pipeline::execute(&request)?;
     print(&render(&outcome.result, args.format, &Style::of_stdout(args.pairs)))?;
-    let references = || outcome.result.references();
-    if references().all(|r| r.status == Status::Missing) {
-        let mends: Vec<String> = references().filter_map(|r| r.mend.clone()).collect();
-        let first = mends.first().map(|m| format!("; start with `{m}`")).unwrap_or_default();
-        return Err(RunError::Environment(format!(
-            "failed to compare with anything: no reference could run{first}"
-        ))
-        .into());
-    }
+    require_a_reference(&outcome.result)?;
     Ok(ExitCode::from(outcome.result.verdict.exit_code(args.deny_warnings)))
+}
+
+/// Where no reference ran at all the environment is at fault, whatever else the result says.
+pub fn require_a_reference(result: &RunResult) -> Result<(), RunError> {
+    if result.references().any(|r| r.status != Status::Missing) {
+        return Ok(());
+    }
+    let mend = result.references().find_map(|r| r.mend.as_ref());
+    let mend = mend.map(|mend| format!("; start with `{mend}`")).unwrap_or_default();
+    Err(RunError::Environment(format!(
+        "failed to compare with anything: no reference could run{mend}"
+    )))
 }

@@ -9,16 +9,17 @@ use std::time::{Instant, SystemTime};
 use llorch_models::{ResolveOptions, ResolvedModel};
 use llorch_trace::Dims;
 
+use super::RunError;
 use super::args::Request;
 use super::assemble::{self, Facts};
 use super::out_dir::OutDir;
 use super::progress::Progress;
 use super::provisioning::Provisioning;
 use super::scout::Scout;
-use super::RunError;
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
 use crate::judge::{JudgeOptions, judge};
+use crate::lineup::Contact;
 use crate::oracle::{Continuation, Oracle};
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
@@ -50,7 +51,7 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     let dims = Dims::from_config_file(&config).map_err(|e| RunError::Usage(e.to_string()))?;
     let points = request.filter.points(&dims)?;
     // Found now: without a subject there is nothing to install references for.
-    let subject = request.subject.command(&request.provision).map_err(no_subject)?;
+    let subject = request.subject.contact(&request.provision).map_err(no_subject)?;
     let out = OutDir::create(request.out.as_deref())?;
 
     let mut run = Run {
@@ -111,7 +112,7 @@ impl Run<'_> {
     /// The subject's, then that of the references in the order in which they were named.
     fn evidence(
         &mut self,
-        subject: &AdapterCommand,
+        subject: &Contact,
         provisioning: &Provisioning,
     ) -> Result<Vec<Evidence>, RunError> {
         self.prepare(subject, provisioning)?;
@@ -132,14 +133,20 @@ impl Run<'_> {
             taken,
         };
         let say = |line: &str| self.progress.say(line);
-        let first = collect(subject, Role::Subject, &settings, &say)?;
+        let first = match subject {
+            Contact::Adapter(command) => {
+                let mut first = collect(command, Role::Subject, &settings, &say)?;
+                if let Some(daemon) = self.request.subject.daemon(command) {
+                    first.served = served::ask(&daemon, &first.name, &settings, &say);
+                }
+                first
+            }
+            Contact::Daemon(url) => {
+                served::collect(url, &self.request.subject.name, &settings, &say)
+            }
+        };
         if let Some((reason, _)) = &first.missing {
             return Err(RunError::Environment(reason.clone()));
-        }
-        let mut first = first;
-        if let Some(daemon) = self.request.subject.daemon(subject) {
-            let log = self.out.join(format!("{}.serve.stderr.txt", crate::lineup::file_name(&first.name)));
-            first.served = served::ask(&daemon, &first.name, &settings, &log, &say);
         }
         let jury = Jury {
             run: self,
@@ -158,7 +165,8 @@ impl Run<'_> {
         }
         let mut evidence = heard.evidence;
         let subject = evidence.remove(0);
-        let mut by_place: BTreeMap<usize, Evidence> = heard.places.into_iter().zip(evidence).collect();
+        let mut by_place: BTreeMap<usize, Evidence> =
+            heard.places.into_iter().zip(evidence).collect();
         let mut all = vec![subject];
         for (i, member) in references.iter().enumerate() {
             all.push(by_place.remove(&i).unwrap_or_else(|| {
@@ -173,7 +181,7 @@ impl Run<'_> {
     }
 
     /// Cases with their ids and the tokens that decode steps are fed.
-    fn prepare(&mut self, subject: &AdapterCommand, provisioning: &Provisioning) -> Result<(), RunError> {
+    fn prepare(&mut self, subject: &Contact, provisioning: &Provisioning) -> Result<(), RunError> {
         let request = self.request;
         let scratch = tempfile::Builder::new().prefix("llorch-scout-").tempdir().map_err(|e| {
             RunError::Environment(format!("failed to create a temporary folder: {e}"))
@@ -186,14 +194,20 @@ impl Run<'_> {
             request.threads,
             scratch.path().to_path_buf(),
         );
-        scout.add(&request.subject.name, || Ok(subject.clone()));
+        if let Contact::Adapter(command) = subject {
+            scout.add(&request.subject.name, || Ok(command.clone()));
+        }
         for (i, member) in request.references.iter().enumerate() {
-            scout.add(&member.name, move || provisioning.wait(i).map_err(|missing| missing.to_string()));
+            scout.add(&member.name, move || {
+                provisioning.wait(i).map_err(|missing| missing.to_string())
+            });
         }
         let (cases, left_out) =
             plan::cases(&request.suite, &self.plan.dims, &mut |text| scout.tokenize(text))?;
         if cases.is_empty() {
-            return Err(RunError::Usage("failed to plan: no case of the suite fits the model".into()));
+            return Err(RunError::Usage(
+                "failed to plan: no case of the suite fits the model".into(),
+            ));
         }
         self.plan.cases = cases;
         self.unchecked.extend(left_out);
@@ -274,7 +288,11 @@ impl Jury<'_, '_> {
         }
     }
 
-    fn hear(&self, place: usize, answer: Result<AdapterCommand, Missing>) -> Result<Evidence, RunError> {
+    fn hear(
+        &self,
+        place: usize,
+        answer: Result<AdapterCommand, Missing>,
+    ) -> Result<Evidence, RunError> {
         let name = &self.run.request.references[place].name;
         let say = |line: &str| self.run.progress.say(line);
         match answer {

@@ -30,11 +30,19 @@ impl Progress {
             .iter()
             .filter_map(|checkpoint| {
                 let of_pair = |r: &&Row| {
-                    r.checkpoint == checkpoint.number && r.kind == RowKind::Pair && r.a == a && r.b == b
+                    r.checkpoint == checkpoint.number
+                        && r.kind == RowKind::Pair
+                        && r.a == a
+                        && r.b == b
                 };
                 // Of equals `max_by` takes the last.
                 let worst = rows.iter().rev().filter(of_pair).max_by(|x, y| order(x, y))?;
-                Some(format!("  {:>2} {:<10} {a}–{b}: {}", checkpoint.number, checkpoint.slug, told(worst)))
+                Some(format!(
+                    "  {:>2} {:<10} {a}–{b}: {}",
+                    checkpoint.number,
+                    checkpoint.slug,
+                    told(worst)
+                ))
             })
             .collect();
         if !lines.is_empty() {
@@ -62,7 +70,11 @@ fn order(x: &Row, y: &Row) -> std::cmp::Ordering {
 
 fn told(row: &Row) -> String {
     let at = format!("at {}, step {} of {}", row.point, row.step, row.case);
-    let reason = if row.reason.is_empty() { String::new() } else { format!(": {}", first_line(&row.reason)) };
+    let reason = if row.reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", first_line(&row.reason))
+    };
     match (row.verdict, row.metrics.as_ref().and_then(|m| m.max_abs)) {
         (Verdict::Pass, Some(0.0)) => format!("PASS, equal{reason}"),
         (verdict, Some(difference)) => {

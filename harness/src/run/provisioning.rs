@@ -24,7 +24,11 @@ struct State {
 
 impl Provisioning {
     pub fn new(references: usize) -> Provisioning {
-        let state = State { answers: vec![None; references], taken: vec![false; references], stopped: false };
+        let state = State {
+            answers: vec![None; references],
+            taken: vec![false; references],
+            stopped: false,
+        };
         Provisioning { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -53,7 +57,8 @@ impl Provisioning {
     pub fn next(&self) -> Option<(usize, Answer)> {
         let mut state = self.lock();
         loop {
-            let found = (0..state.answers.len()).find(|&i| !state.taken[i] && state.answers[i].is_some());
+            let found =
+                (0..state.answers.len()).find(|&i| !state.taken[i] && state.answers[i].is_some());
             if let Some(i) = found {
                 state.taken[i] = true;
                 return state.answers[i].clone().map(|answer| (i, answer));

@@ -28,7 +28,13 @@ enum Candidate<'a> {
 }
 
 impl<'a> Scout<'a> {
-    pub fn new(model_dir: PathBuf, limits: Limits, dtype: Dtype, threads: usize, scratch: PathBuf) -> Self {
+    pub fn new(
+        model_dir: PathBuf,
+        limits: Limits,
+        dtype: Dtype,
+        threads: usize,
+        scratch: PathBuf,
+    ) -> Self {
         Scout { candidates: Vec::new(), model_dir, limits, dtype, threads, scratch }
     }
 
@@ -47,7 +53,8 @@ impl<'a> Scout<'a> {
         self.ask("generate", move |session| {
             let id = format!("forced-{}-{n}", ids.len());
             let (ids, out_dir) = (ids.clone(), out_dir.clone());
-            let request = RunRequest { id, ids, max_new_tokens: n, out_dir, ..RunRequest::default() };
+            let request =
+                RunRequest { id, ids, max_new_tokens: n, out_dir, ..RunRequest::default() };
             session.run(request, &mut |_| {}).map(|done| done.generated)
         })
     }

@@ -1,0 +1,106 @@
+//! `llorch-diff run` with our own engine on the shipped model, against itself: what needs no
+//! reference, the daemon's part of checkpoints 0 and 12 above all.
+#![allow(clippy::disallowed_methods)] // a test starts the programs that it tests
+
+mod run_support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use run_support::{assert_conforms, diff, rows, texts};
+use serde_json::Value;
+
+/// `…/llorch-cpud trace`, built first where need be.
+fn engine() -> String {
+    let output = diff().args(["adapters", "command", "llorch-cpud"]).output().unwrap();
+    assert!(output.status.success(), "{}", texts(&output).1);
+    texts(&output).0.trim().to_string()
+}
+
+fn run(arguments: &[&str]) -> (Value, i32, String) {
+    let output = diff().args(["run", "--format", "json"]).args(arguments).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    let result = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}\n{stderr}"));
+    assert_conforms("result", &result);
+    (result, output.status.code().unwrap(), stderr)
+}
+
+#[test]
+fn the_engine_agrees_with_itself_with_the_oracle_and_with_its_daemon() {
+    let again = format!("again={}", engine());
+    let (result, code, stderr) = run(&["--ref", &again]);
+    assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{stderr}");
+    for checkpoint in 0..13 {
+        let passed = rows(&result, &[("kind", "pair"), ("verdict", "PASS")]);
+        assert!(passed.iter().any(|r| r["checkpoint"] == checkpoint), "checkpoint {checkpoint}");
+    }
+    let oracle = rows(&result, &[("kind", "oracle"), ("a", "llorch-cpud"), ("verdict", "PASS")]);
+    assert_eq!(oracle.len(), 10 + 3 + 3 + 3 + 3, "every step of every case");
+    for (point, cases) in [("tokens", 5), ("generated", 4)] {
+        let served = rows(&result, &[("kind", "self"), ("point", point), ("verdict", "PASS")]);
+        let over_http = |r: &&&Value| r["reason"].as_str().unwrap().contains("over HTTP");
+        assert_eq!(served.iter().filter(over_http).count(), cases, "{point}");
+    }
+}
+
+/// A daemon that is stopped with the test.
+struct Daemon {
+    child: Child,
+    url: String,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let words = shlex::split(&engine()).unwrap();
+        let mut child = Command::new(&words[0])
+            .args(["serve", "--port", "0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim().strip_prefix("listening on ").unwrap().to_string();
+        // It answers 503 until the model is loaded.
+        for _ in 0..600 {
+            if ureq::get(format!("{url}/health")).call().is_ok() {
+                return Daemon { child, url };
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let _ = child.kill();
+        panic!("the daemon was not ready within a minute");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_running_daemon_can_be_the_subject() {
+    let daemon = Daemon::start();
+    let again = format!("again={}", engine());
+    let (result, code, stderr) = run(&["--ref", &again, "--subject", &daemon.url]);
+    assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{stderr}");
+    let generated = rows(&result, &[("kind", "pair"), ("point", "generated")]);
+    assert_eq!(generated.len(), 4);
+    assert!(generated.iter().all(|r| r["verdict"] == "PASS"), "{generated:#?}");
+    let ln = rows(&result, &[("kind", "pair"), ("point", "h.0.ln_1")]);
+    assert!(ln[0]["reason"].as_str().unwrap().contains("a daemon shows no tensors"), "{}", ln[0]);
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_an_unfit_environment() {
+    let again = format!("again={}", engine());
+    let output = diff()
+        .args(["run", "--ref", &again, "--subject", "http://127.0.0.1:1", "--checkpoint", "12"])
+        .output()
+        .unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("error: failed to reach a daemon"), "{stderr}");
+}
