@@ -75,15 +75,24 @@ fn mistakes_are_said_on_stderr_with_exit_code_2() {
     }
 }
 
-/// A folder of eight files as existing Candle generators write them, in the repository.
+/// Written by Candle itself on nano; tests/fixtures/candle_eight/README.md tells how.
 #[test]
 fn a_candle_generators_eight_files_are_read_as_they_are() {
     let folder = repository().join("tests/fixtures/candle_eight");
-    let (json, stderr, code) = compare_cli(&[text(&folder), text(&folder), "--format", "json"]);
-    assert_eq!(code, 0, "{stderr}");
+    let golden = repository().join("golden/nano/hf-f32");
+    let arguments = [text(&folder), text(&golden), "--case", "hello", "--format", "json"];
+    let (json, stderr, code) = compare_cli(&arguments);
+    assert_eq!(code, 0, "{stderr}\n{json}");
     let json: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["rows"].as_array().unwrap().len(), 8);
-    assert!(json["rows"].as_array().unwrap().iter().all(|r| r["verdict"] == "PASS"));
+    let rows = json["rows"].as_array().unwrap();
+    let points: Vec<&str> = rows.iter().map(|r| r["point"].as_str().unwrap()).collect();
+    let expected = [
+        "embeddings", "h.0.ln_1", "h.0.attn.q", "h.0.attn.k", "h.0.attn.v", "h.0.attn.scores", "h.0.attn.out",
+        "h.0.mlp.out",
+    ];
+    assert_eq!(points, expected);
+    assert!(rows.iter().all(|r| r["verdict"] == "PASS"));
+    assert_eq!(json["sources"][0]["recipes"]["h.*.attn.q"], "drop the batch axis");
     assert!(json["sources"][0]["unmapped"].as_object().unwrap().is_empty());
 }
 

@@ -227,7 +227,9 @@ fn align_cases(sides: &mut [Side], wanted: Option<&str>) -> Result<(), String> {
             return Err(format!("no source has a case {wanted}; there are {}", list()));
         }
         for side in sides.iter_mut() {
-            rename_cases(side, |case| (case.is_empty() || case == wanted).then(|| wanted.to_string()));
+            let kept = |case: &str| case.is_empty() || case == wanted;
+            rename_cases(side, |case| kept(case).then(|| wanted.to_string()));
+            side.unmapped.retain(|u| kept(&u.case));
         }
         return Ok(());
     }
