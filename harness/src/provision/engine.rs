@@ -117,15 +117,18 @@ impl BuildFolder {
             command = command.arg("--offline");
         }
         let mut progress = Progress::new(ENGINE, options.quiet);
-        let mut told = false;
+        let (mut told, mut doing) = (false, "looking whether it is fresh");
         let outcome =
             run_tool_with(&command, Duration::from_secs(3600), None, &mut |event| match event {
-                ToolEvent::Line(line) if !told && line.trim_start().starts_with("Compiling ") => {
-                    progress.say(&format!("building it from {}", self.checkout.display()));
-                    told = true;
-                }
-                ToolEvent::Line(_) => {}
-                ToolEvent::Tick(elapsed) => progress.tick("building", elapsed),
+                ToolEvent::Line(line) => match line.split_whitespace().next() {
+                    Some("Blocking") => doing = "waiting for another cargo",
+                    Some("Compiling") if !told => {
+                        progress.say(&format!("building it from {}", self.checkout.display()));
+                        (told, doing) = (true, "building");
+                    }
+                    _ => {}
+                },
+                ToolEvent::Tick(elapsed) => progress.tick(doing, elapsed),
             });
         outcome.map_err(|failure| Missing {
             reason: format!("{ENGINE} can't be built: {failure}"),
