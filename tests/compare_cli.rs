@@ -87,7 +87,13 @@ fn a_candle_generators_eight_files_are_read_as_they_are() {
     let rows = json["rows"].as_array().unwrap();
     let points: Vec<&str> = rows.iter().map(|r| r["point"].as_str().unwrap()).collect();
     let expected = [
-        "embeddings", "h.0.ln_1", "h.0.attn.q", "h.0.attn.k", "h.0.attn.v", "h.0.attn.scores", "h.0.attn.out",
+        "embeddings",
+        "h.0.ln_1",
+        "h.0.attn.q",
+        "h.0.attn.k",
+        "h.0.attn.v",
+        "h.0.attn.scores",
+        "h.0.attn.out",
         "h.0.mlp.out",
     ];
     assert_eq!(points, expected);
@@ -100,13 +106,15 @@ fn a_candle_generators_eight_files_are_read_as_they_are() {
 fn the_engine_is_exported_and_compared_with_nanos_golden() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let output = diff().args(["export", "--npy", text(&out), "--offline", "-n", "3"]).output().unwrap();
+    let output =
+        diff().args(["export", "--npy", text(&out), "--offline", "-n", "3"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", texts(&output).1);
     assert!(out.join("prompt/checkpoint_02_q_l03_s01_llorch-cpud.npy").is_file());
     // nano's golden of the same prompt: the keys of whole tensors are points; those of rows are not.
     let golden = repository().join("golden/nano/hf-f32");
     let case = ["--case", "hello", "--format", "json"];
-    let (json, stderr, code) = compare_cli(&[&[text(&out.join("prompt")), text(&golden)], &case[..]].concat());
+    let (json, stderr, code) =
+        compare_cli(&[&[text(&out.join("prompt")), text(&golden)], &case[..]].concat());
     assert_eq!(code, 0, "{stderr}\n{json}");
     let json: Value = serde_json::from_str(&json).unwrap();
     assert!(json["rows"].as_array().unwrap().len() > 3 * 4 * 15);

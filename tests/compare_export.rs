@@ -14,6 +14,7 @@ fn export_args(npy: &Path, from: &Path) -> export::Args {
         from: Some(from.into()),
         model: "nano".into(),
         prompt: "Hello.".into(),
+        ids: Vec::new(),
         new_tokens: 10,
         references: Vec::new(),
         subject: None,
@@ -50,7 +51,11 @@ fn a_saved_run_goes_out_and_comes_back() {
     let back = compared(&[&bundle, &one]);
     assert_eq!((back.verdict, back.rows.len()), (RunVerdict::Pass, 3 * all.len()));
     assert!(back.rows.iter().all(|r| r.metrics.as_ref().unwrap().max_abs == Some(0.0)));
-    assert!(back.sources.iter().all(|s| s.recipes.is_empty() && s.unmapped.is_empty()), "{:?}", back.sources);
+    assert!(
+        back.sources.iter().all(|s| s.recipes.is_empty() && s.unmapped.is_empty()),
+        "{:?}",
+        back.sources
+    );
 }
 
 #[test]
@@ -77,5 +82,8 @@ fn a_manifest_cannot_lead_out_of_the_folder() {
     let bundle = write_bundle(&dir.path().join("hf"), "../../escape", &tensors(3), 1);
     let out = dir.path().join("a/b/out");
     assert_eq!(export::run(&export_args(&out, &bundle)).unwrap(), 2);
-    assert_eq!(export::run(&export_args(&dir.path().join("x"), &dir.path().join("nowhere"))).unwrap(), 2);
+    assert_eq!(
+        export::run(&export_args(&dir.path().join("x"), &dir.path().join("nowhere"))).unwrap(),
+        2
+    );
 }

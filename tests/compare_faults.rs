@@ -83,7 +83,11 @@ fn exchanged_names_transposed_and_unscaled_tensors_say_what_they_are() {
         ],
     );
     let c = compared(&[&ours, &theirs]);
-    assert!(reason(&c, "h.0.attn.q").contains("its content is h.0.attn.k"), "{}", reason(&c, "h.0.attn.q"));
+    assert!(
+        reason(&c, "h.0.attn.q").contains("its content is h.0.attn.k"),
+        "{}",
+        reason(&c, "h.0.attn.q")
+    );
     assert!(reason(&c, "h.1.attn.scores").contains("of hf is 0.500000 times that of theirs"));
 
     // A square matrix whose axes were exchanged has the right shape and the wrong numbers.
@@ -118,7 +122,11 @@ fn a_shape_that_no_recipe_explains_is_listed_with_what_was_expected() {
     let wide = Tensor::f32(vec![TOKENS, 13], vec![0.5; TOKENS * 13]);
     let theirs = write_folder(
         &dir.path().join("theirs"),
-        &[("embeddings", all["embeddings"].clone()), ("h.0", all["h.0"].clone()), ("h.0.ln_1", wide)],
+        &[
+            ("embeddings", all["embeddings"].clone()),
+            ("h.0", all["h.0"].clone()),
+            ("h.0.ln_1", wide),
+        ],
     );
     let c = compared(&[&ours, &theirs]);
     let why = c.sources[1].unmapped.keys().next().unwrap();
@@ -213,6 +221,7 @@ fn values_that_are_not_finite_fail_and_are_named() {
     let c = compared(&[&a, &b]);
     assert!(reason(&c, "ln_f").contains("a has values that are not finite"));
     // JSON holds no NaN.
-    let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&c).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&serde_json::to_string(&c).unwrap()).unwrap();
     assert!(json["rows"][0]["max_abs"].is_null());
 }

@@ -20,7 +20,11 @@ const EIGHT: [(&str, &str); 8] = [
     ("checkpoint_06_ffn", "h.0.mlp.out"),
 ];
 
-fn eight(all: &BTreeMap<String, Tensor>, who: &str, form: impl Fn(&str, &Tensor) -> Tensor) -> Vec<(String, Tensor)> {
+fn eight(
+    all: &BTreeMap<String, Tensor>,
+    who: &str,
+    form: impl Fn(&str, &Tensor) -> Tensor,
+) -> Vec<(String, Tensor)> {
     EIGHT.iter().map(|(name, point)| (format!("{name}_{who}"), form(point, &all[*point]))).collect()
 }
 
@@ -72,7 +76,11 @@ fn merged_heads_need_the_number_of_heads_from_somewhere() {
     let b = write_folder(&dir.path().join("b"), &borrowed(&ours));
     let c = compared(&[&a, &b]);
     assert_eq!(points(&c, Verdict::Pass), ["h.0.ln_1"]);
-    assert!(c.sources[0].unmapped.keys().any(|reason| reason.contains("--heads")), "{:?}", c.sources[0]);
+    assert!(
+        c.sources[0].unmapped.keys().any(|reason| reason.contains("--heads")),
+        "{:?}",
+        c.sources[0]
+    );
     let mut told = args(&[&a, &b]);
     told.heads = Some(3);
     let c = llorch_diff::dumps::compare::compare(&told).unwrap();
@@ -113,7 +121,11 @@ fn hugging_face_names_in_an_npz_against_a_bundle() {
     assert!(reasons.iter().any(|r| r.contains("wte[ids] + wpe[pos]")), "{reasons:?}");
     assert!(reasons.iter().any(|r| r.contains("a weight of the model")), "{reasons:?}");
     // What the dump lacks is listed, all layers in one line.
-    assert!(c.unchecked.iter().any(|u| u.what == "h.*.mlp.act, 2 layers" && u.reason.contains("only in llorch-cpud")));
+    assert!(
+        c.unchecked
+            .iter()
+            .any(|u| u.what == "h.*.mlp.act, 2 layers" && u.reason.contains("only in llorch-cpud"))
+    );
 }
 
 #[test]
@@ -156,8 +168,13 @@ fn transformer_lens_and_ggml_names_and_layouts() {
     let c = compared(&[&lens, &ggml]);
     assert_eq!(c.verdict, RunVerdict::Pass, "{:?}", c.rows);
     assert_eq!(points(&c, Verdict::Pass).join(" "), "embeddings h.0 h.1.attn.q h.1.attn.context");
-    assert_eq!(c.sources[0].repeated, ["blocks.1.hook_resid_pre is blocks.0.hook_resid_post again"]);
-    assert!(c.sources[0].unmapped.keys().any(|r| r.contains("before the layer norm's gain and bias")));
+    assert_eq!(
+        c.sources[0].repeated,
+        ["blocks.1.hook_resid_pre is blocks.0.hook_resid_post again"]
+    );
+    assert!(
+        c.sources[0].unmapped.keys().any(|r| r.contains("before the layer norm's gain and bias"))
+    );
     assert!(c.sources[1].unmapped.keys().any(|r| r.contains("unscaled")));
     assert!(c.sources[1].recipes["h.*.attn.q"].contains("ggml's order"));
 }
@@ -166,7 +183,8 @@ fn transformer_lens_and_ggml_names_and_layouts() {
 fn three_sources_make_three_pairs_and_a_reference_two() {
     let dir = tempfile::tempdir().unwrap();
     let all = tensors(6);
-    let files: Vec<(String, Tensor)> = ["a", "b", "c"].iter().flat_map(|who| eight(&all, who, |_, t| t.clone())).collect();
+    let files: Vec<(String, Tensor)> =
+        ["a", "b", "c"].iter().flat_map(|who| eight(&all, who, |_, t| t.clone())).collect();
     write_folder(dir.path(), &borrowed(&files));
     assert_eq!(compared(&[dir.path()]).rows.len(), 24);
     let mut told = args(&[dir.path()]);
@@ -183,8 +201,10 @@ fn three_sources_make_three_pairs_and_a_reference_two() {
 fn two_dumps_of_one_implementation_are_told_apart_by_where_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let all = tensors(7);
-    let before = write_folder(&dir.path().join("before"), &borrowed(&eight(&all, "hf", |_, t| t.clone())));
-    let after = write_folder(&dir.path().join("after"), &borrowed(&eight(&all, "hf", |_, t| t.clone())));
+    let before =
+        write_folder(&dir.path().join("before"), &borrowed(&eight(&all, "hf", |_, t| t.clone())));
+    let after =
+        write_folder(&dir.path().join("after"), &borrowed(&eight(&all, "hf", |_, t| t.clone())));
     let c = compared(&[&before, &after]);
     assert_eq!((c.rows[0].a.as_str(), c.rows[0].b.as_str()), ("hf (before)", "hf (after)"));
 }

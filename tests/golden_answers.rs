@@ -6,8 +6,8 @@ use llorch_diff::golden::answers::Questioner;
 use llorch_diff::golden::outcome::Check;
 use llorch_diff::golden::published::Entry;
 use llorch_diff::golden::weights::Weights;
-use llorch_diff::live::Live;
 use llorch_diff::lineup;
+use llorch_diff::live::Live;
 use llorch_diff::provision::ProvisionOptions;
 use llorch_trace::{Bundle, Dtype, Tensor};
 use serde_json::{Value, json};
@@ -40,7 +40,11 @@ impl Known {
         let all: Vec<u32> = ids.iter().chain(&generated).copied().collect();
         let logits = |key: &str| -> Value {
             let row = self.golden.get("hello", 0, key).unwrap();
-            [0usize, 13, 50256].into_iter().map(|id| (id.to_string(), json!(row.get(id)))).collect::<serde_json::Map<_, _>>().into()
+            [0usize, 13, 50256]
+                .into_iter()
+                .map(|id| (id.to_string(), json!(row.get(id))))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         };
         let dot = self.logprob(0, "logits#rows=0", 13);
         let first = self.logprob(0, "logits.last", generated[0]);
@@ -82,7 +86,10 @@ impl Known {
     /// Layer normalization of a row of wte, in float64 from the weights.
     fn normalized(&self, token: usize) -> Vec<f64> {
         let x = self.weights.row("wte.weight", Some(token)).unwrap();
-        let (gain, bias) = (self.weights.row("h.0.ln_1.weight", None).unwrap(), self.weights.row("h.0.ln_1.bias", None).unwrap());
+        let (gain, bias) = (
+            self.weights.row("h.0.ln_1.weight", None).unwrap(),
+            self.weights.row("h.0.ln_1.bias", None).unwrap(),
+        );
         let mean = x.iter().sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64;
         let deviation = (variance + 1e-5).sqrt();
@@ -92,7 +99,9 @@ impl Known {
 
 fn entry(mut json: Value) -> Entry {
     let kind = json["kind"].as_str().unwrap().to_string();
-    for (key, value) in [("id", kind.as_str()), ("trust", "test"), ("source", "Hugging Face on nano")] {
+    for (key, value) in
+        [("id", kind.as_str()), ("trust", "test"), ("source", "Hugging Face on nano")]
+    {
         json[key] = value.into();
     }
     // The goldens keep the argmax of the last position alone.
@@ -105,8 +114,20 @@ fn entry(mut json: Value) -> Entry {
 /// Adds one to the first number that is found where answers stand.
 fn spoil(json: &mut Value) -> bool {
     const ANSWERS: [&str; 14] = [
-        "token_logits", "first10", "first_logprobs", "stages", "logprobs", "sum_logprob", "value", "logit", "ids",
-        "continuation", "at", "ln_1_first3", "0", "13",
+        "token_logits",
+        "first10",
+        "first_logprobs",
+        "stages",
+        "logprobs",
+        "sum_logprob",
+        "value",
+        "logit",
+        "ids",
+        "continuation",
+        "at",
+        "ln_1_first3",
+        "0",
+        "13",
     ];
     match json {
         Value::Number(n) if n.is_f64() => {
@@ -122,7 +143,9 @@ fn spoil(json: &mut Value) -> bool {
             true
         }
         Value::Array(items) => items.iter_mut().rev().any(spoil),
-        Value::Object(fields) => fields.iter_mut().filter(|(k, _)| ANSWERS.contains(&k.as_str())).any(|(_, v)| spoil(v)),
+        Value::Object(fields) => {
+            fields.iter_mut().filter(|(k, _)| ANSWERS.contains(&k.as_str())).any(|(_, v)| spoil(v))
+        }
         _ => false,
     }
 }
@@ -147,9 +170,16 @@ fn right_answers_pass_and_wrong_ones_fail() {
             let whole = known.golden.manifest.cases["hello"].text.clone().unwrap();
             assert!(whole.starts_with(json["argmax_text"].as_str().unwrap()), "{generated:?}");
         }
-        let failed = |checks: &[Check]| -> Vec<Check> { checks.iter().filter(|c| !c.passes).cloned().collect() };
+        let failed = |checks: &[Check]| -> Vec<Check> {
+            checks.iter().filter(|c| !c.passes).cloned().collect()
+        };
         let right = questioner.ask(&entry(json.clone())).unwrap();
-        assert!(!right.is_empty() && failed(&right).is_empty(), "{}: {:#?}", json["kind"], failed(&right));
+        assert!(
+            !right.is_empty() && failed(&right).is_empty(),
+            "{}: {:#?}",
+            json["kind"],
+            failed(&right)
+        );
         assert!(spoil(&mut json), "{json}");
         let wrong = questioner.ask(&entry(json.clone())).unwrap();
         assert!(!failed(&wrong).is_empty(), "{}: a wrong answer passes: {json}", json["kind"]);

@@ -14,21 +14,28 @@ fn golden(home: &Path, arguments: &[&str]) -> Command {
     let mut command = diff();
     command.arg("golden").args(arguments);
     command.env("HF_HOME", home).env("HF_HUB_OFFLINE", "1");
-    command.env_remove("HF_HUB_CACHE").env_remove("HUGGINGFACE_HUB_CACHE").env_remove("HF_ENDPOINT");
+    command
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HUGGINGFACE_HUB_CACHE")
+        .env_remove("HF_ENDPOINT");
     command
 }
 
 fn checked(home: &Path, arguments: &[&str]) -> (Value, i32) {
-    let output = golden(home, &[&["check", "--format", "json", "--offline"], arguments].concat()).output().unwrap();
+    let output = golden(home, &[&["check", "--format", "json", "--offline"], arguments].concat())
+        .output()
+        .unwrap();
     let (stdout, stderr) = texts(&output);
-    let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
+    let result: Value =
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
     assert_conforms("golden", &result);
     (result, output.status.code().unwrap())
 }
 
 fn verdicts(rows: &Value) -> Vec<(String, String)> {
     let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
-    let name = |row: &Value| if row["id"].is_string() { text(row, "id") } else { text(row, "what") };
+    let name =
+        |row: &Value| if row["id"].is_string() { text(row, "id") } else { text(row, "what") };
     rows.as_array().unwrap().iter().map(|row| (name(row), text(row, "verdict"))).collect()
 }
 
@@ -44,7 +51,10 @@ fn nano_holds_its_goldens_and_published_answers_wait_for_their_weights() {
         assert!(rows.iter().all(|r| r["verdict"] == "PASS" && r["compared"].as_u64().unwrap() > 0));
     }
     let tokenizer = goldens.iter().find(|g| g["golden"] == "tokenizer").unwrap();
-    assert_eq!((tokenizer["compared"].as_u64(), tokenizer["verdict"].as_str()), (Some(10_000), Some("PASS")));
+    assert_eq!(
+        (tokenizer["compared"].as_u64(), tokenizer["verdict"].as_str()),
+        (Some(10_000), Some("PASS"))
+    );
     let published = verdicts(&result["published"]);
     assert_eq!(published.len(), 27);
     for (id, verdict) in published {
@@ -83,7 +93,12 @@ fn weights_that_are_not_gpt2_fail_under_any_name() {
         }
         // Each was answered: a number or a text was held against the published one.
         for answer in result["published"].as_array().unwrap() {
-            assert!(!answer["checks"].as_array().unwrap().is_empty(), "{}: {}", answer["id"], answer["reason"]);
+            assert!(
+                !answer["checks"].as_array().unwrap().is_empty(),
+                "{}: {}",
+                answer["id"],
+                answer["reason"]
+            );
         }
     }
 }
@@ -93,7 +108,12 @@ fn tables_fit_a_reader_and_mistakes_have_their_codes() {
     let home = tempfile::tempdir().unwrap();
     let output = golden(home.path(), &["check", "--offline"]).output().unwrap();
     let (stdout, _) = texts(&output);
-    for text in ["PASS llorch-cpud", "11 Softmax probabilities", "rust-bert-greedy", "golden check --model gpt2"] {
+    for text in [
+        "PASS llorch-cpud",
+        "11 Softmax probabilities",
+        "rust-bert-greedy",
+        "golden check --model gpt2",
+    ] {
         assert!(stdout.contains(text), "{text}\n{stdout}");
     }
     for (arguments, code) in [
@@ -115,14 +135,23 @@ fn recording_again_changes_nothing_and_writes_nothing_unasked() {
     for name in ["hf-f32", "hf-f64"] {
         std::fs::create_dir_all(copy.join(name)).unwrap();
         for file in ["manifest.json", "tensors.safetensors"] {
-            std::fs::copy(repository().join("golden/nano").join(name).join(file), copy.join(name).join(file)).unwrap();
+            std::fs::copy(
+                repository().join("golden/nano").join(name).join(file),
+                copy.join(name).join(file),
+            )
+            .unwrap();
         }
     }
     let before = std::fs::read(copy.join("hf-f32/manifest.json")).unwrap();
-    let output = golden(home.path(), &["record", "--dir", copy.to_str().unwrap()]).output().unwrap();
+    let output =
+        golden(home.path(), &["record", "--dir", copy.to_str().unwrap()]).output().unwrap();
     let (stdout, stderr) = texts(&output);
     // Another machine's kernels may round otherwise; then it says by how much, and leaves the file.
     let code = output.status.code().unwrap();
-    assert!(code == 0 && stdout.contains("nothing changes") || code == 1 && stdout.contains("max |new−old|"), "{stdout}{stderr}");
+    assert!(
+        code == 0 && stdout.contains("nothing changes")
+            || code == 1 && stdout.contains("max |new−old|"),
+        "{stdout}{stderr}"
+    );
     assert_eq!(std::fs::read(copy.join("hf-f32/manifest.json")).unwrap(), before);
 }

@@ -15,13 +15,29 @@ use serde_json::Value;
 /// with something compared.
 fn holds(checkpoint: u8) {
     let number = checkpoint.to_string();
-    let arguments =
-        ["run", "--model", "gpt2", "--checkpoint", &number, "--ref", "hf", "--ref", "candle", "--format", "json"];
+    let arguments = [
+        "run",
+        "--model",
+        "gpt2",
+        "--checkpoint",
+        &number,
+        "--ref",
+        "hf",
+        "--ref",
+        "candle",
+        "--format",
+        "json",
+    ];
     let output = diff().args(arguments).output().unwrap();
     let (stdout, stderr) = texts(&output);
-    let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
+    let result: Value =
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
     assert_eq!(result["model"]["kind"], "real", "{}", result["model"]);
-    assert_eq!((output.status.code(), result["verdict"].as_str()), (Some(0), Some("PASS")), "{stderr}");
+    assert_eq!(
+        (output.status.code(), result["verdict"].as_str()),
+        (Some(0), Some("PASS")),
+        "{stderr}"
+    );
     let rows = result["rows"].as_array().unwrap();
     assert!(rows.iter().any(|row| row["checkpoint"] == checkpoint && row["kind"] == "pair"));
 }
@@ -54,9 +70,11 @@ twins! {
 
 /// Every published answer of a model on its weights.
 fn answers_hold(model: &str, at_least: usize) {
-    let output = diff().args(["golden", "check", "--model", model, "--format", "json"]).output().unwrap();
+    let output =
+        diff().args(["golden", "check", "--model", model, "--format", "json"]).output().unwrap();
     let (stdout, stderr) = texts(&output);
-    let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
+    let result: Value =
+        serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}\n{stderr}"));
     let answers = result["published"].as_array().unwrap();
     let wrong: Vec<&Value> = answers.iter().filter(|a| a["verdict"] != "PASS").collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

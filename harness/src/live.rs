@@ -62,8 +62,15 @@ impl Captured {
 
 impl Live {
     /// Starts the adapter and loads the model.
-    pub fn start(command: &AdapterCommand, model_dir: &Path, dtype: Dtype) -> Result<Live, LiveError> {
-        let scratch = tempfile::Builder::new().prefix("llorch-live-").tempdir().map_err(LiveError::Scratch)?;
+    pub fn start(
+        command: &AdapterCommand,
+        model_dir: &Path,
+        dtype: Dtype,
+    ) -> Result<Live, LiveError> {
+        let scratch = tempfile::Builder::new()
+            .prefix("llorch-live-")
+            .tempdir()
+            .map_err(LiveError::Scratch)?;
         let dims = Dims::from_config_file(&model_dir.join("config.json"))?;
         let stderr = scratch.path().join("stderr.txt");
         let mut session = Session::start(command, &Limits::default(), &stderr)?;
@@ -119,7 +126,10 @@ impl Live {
                     captured.tensors.insert((message.step, point), tensor);
                 }
                 Err(what) => {
-                    wrong.get_or_insert(format!("{} at step {}: {what}", message.point, message.step));
+                    wrong.get_or_insert(format!(
+                        "{} at step {}: {what}",
+                        message.point, message.step
+                    ));
                 }
             }
             tensors::remove_after_reading(message, &out_dir);
@@ -138,7 +148,12 @@ impl Live {
     }
 }
 
-fn take(message: &TensorMessage, case: &Case, dims: &Dims, out_dir: &Path) -> Result<(Point, Tensor), String> {
+fn take(
+    message: &TensorMessage,
+    case: &Case,
+    dims: &Dims,
+    out_dir: &Path,
+) -> Result<(Point, Tensor), String> {
     let point: Point = message.point.parse().map_err(|e: llorch_trace::Error| e.to_string())?;
     let tensor = tensors::read(message, point, case, dims, out_dir).map_err(|(_, what)| what)?;
     Ok((point, tensor))

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use llorch_diff::dumps::compare::{Args, Compared, CompareError, compare};
+use llorch_diff::dumps::compare::{Args, CompareError, Compared, compare};
 use llorch_diff::report::Format;
 use llorch_diff::result::Verdict;
 use llorch_trace::bundle::{CaseRecord, Manifest};
@@ -84,7 +84,8 @@ pub fn merged(tensor: &Tensor) -> Tensor {
 
 /// Query, key and value side by side, as Hugging Face's c_attn gives them.
 pub fn merged_qkv(all: &BTreeMap<String, Tensor>, layer: usize) -> Tensor {
-    let rows: Vec<Tensor> = ["q", "k", "v"].map(|x| merged(&all[&format!("h.{layer}.attn.{x}")])).into();
+    let rows: Vec<Tensor> =
+        ["q", "k", "v"].map(|x| merged(&all[&format!("h.{layer}.attn.{x}")])).into();
     let (t, e) = (rows[0].shape[0], rows[0].shape[1]);
     let mut values = Vec::new();
     for token in 0..t {
@@ -109,7 +110,8 @@ pub fn write_safetensors(path: &Path, files: &[(&str, Tensor)]) -> PathBuf {
         .map(|(name, t)| (name.to_string(), t.shape.clone(), t.data.to_le_bytes()))
         .collect();
     let views = bytes.iter().map(|(name, shape, data)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
         (name.clone(), view.unwrap())
     });
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
@@ -117,7 +119,12 @@ pub fn write_safetensors(path: &Path, files: &[(&str, Tensor)]) -> PathBuf {
 }
 
 /// All points at `steps` steps of a case, the later ones with one token.
-pub fn write_bundle(dir: &Path, name: &str, all: &BTreeMap<String, Tensor>, steps: usize) -> PathBuf {
+pub fn write_bundle(
+    dir: &Path,
+    name: &str,
+    all: &BTreeMap<String, Tensor>,
+    steps: usize,
+) -> PathBuf {
     let mut writer = BundleWriter::create(dir).unwrap();
     for step in 0..steps {
         for (point, tensor) in all {

@@ -26,11 +26,21 @@ pub enum Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
     /// Our points; three for a merged query, key and value. `ggml`: the shape may be in ggml's order.
-    Points { points: Vec<Point>, layout: Layout, family: &'static str, ggml: bool },
+    Points {
+        points: Vec<Point>,
+        layout: Layout,
+        family: &'static str,
+        ggml: bool,
+    },
     /// `hidden_states.N`, N ≥ 1.
-    State { index: usize },
+    State {
+        index: usize,
+    },
     /// A known name that is none of our points.
-    NotOurs { family: &'static str, reason: String },
+    NotOurs {
+        family: &'static str,
+        reason: String,
+    },
     Unknown,
 }
 
@@ -203,7 +213,9 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_says_why_and_what_is_unknown_is_not_guessed() {
-        let Meaning::NotOurs { reason, .. } = meaning("blocks.2.ln1.hook_normalized") else { panic!() };
+        let Meaning::NotOurs { reason, .. } = meaning("blocks.2.ln1.hook_normalized") else {
+            panic!()
+        };
         assert!(reason.contains("before the layer norm's gain and bias, `h.2.ln_1`"), "{reason}");
         assert!(matches!(meaning("transformer.h.0.ln_1.weight"), Meaning::NotOurs { .. }));
         for name in ["", "q", "h.3.attn.query", "blocks.x.attn.hook_q", "Qcur-", "Qcur-1x"] {

@@ -139,7 +139,8 @@ fn open(args: &Args) -> Result<Vec<Side>, CompareError> {
         );
         return Err(CompareError::Usage(what));
     }
-    let mut names: Vec<(String, PathBuf)> = raw.iter().map(|r| (r.name.clone(), r.path.clone())).collect();
+    let mut names: Vec<(String, PathBuf)> =
+        raw.iter().map(|r| (r.name.clone(), r.path.clone())).collect();
     tell_apart(&mut names);
     for (raw, (name, _)) in raw.iter_mut().zip(names) {
         raw.name = name;
@@ -240,7 +241,11 @@ fn align_cases(sides: &mut [Side], wanted: Option<&str>) -> Result<(), String> {
             if named.is_empty() {
                 continue;
             }
-            return Err(format!("{} has no cases, others have {}; say which with --case", side.name, list()));
+            return Err(format!(
+                "{} has no cases, others have {}; say which with --case",
+                side.name,
+                list()
+            ));
         };
         rename_cases(side, |old| Some(if old.is_empty() { case.clone() } else { old.to_string() }));
     }
@@ -265,7 +270,10 @@ fn pairs(sides: &[Side], reference: Option<&str>) -> Result<Vec<(usize, usize)>,
     };
     let Some(b) = sides.iter().position(|side| side.name == wanted) else {
         let names: Vec<&str> = sides.iter().map(|side| side.name.as_str()).collect();
-        let what = format!("there is no source {wanted} to be the reference; there are {}", names.join(", "));
+        let what = format!(
+            "there is no source {wanted} to be the reference; there are {}",
+            names.join(", ")
+        );
         return Err(CompareError::Usage(what));
     };
     Ok((0..n).filter(|a| *a != b).map(|a| (a, b)).collect())

@@ -86,8 +86,9 @@ fn transposed(key: &Key, a: Labelled<'_>, b: Labelled<'_>, labelled: f64) -> Opt
     }
     let d = matches(key, &turned, b.numbers)?;
     let axes = if a.numbers.shape.len() == 2 { "its two axes" } else { "its last two axes" };
-    (d < labelled * BETTER)
-        .then(|| format!("{} of {} is that of {} with {axes} exchanged", key.point, a.side.name, b.side.name))
+    (d < labelled * BETTER).then(|| {
+        format!("{} of {} is that of {} with {axes} exchanged", key.point, a.side.name, b.side.name)
+    })
 }
 
 fn transpose(n: &Numbers) -> Option<Numbers> {
@@ -97,7 +98,8 @@ fn transpose(n: &Numbers) -> Option<Numbers> {
         return None;
     }
     let from = |i: usize| i / block * block + i % rows * columns + i % block / rows;
-    let values = (0..n.values.len()).map(|i| n.values.get(from(i)).copied()).collect::<Option<_>>()?;
+    let values =
+        (0..n.values.len()).map(|i| n.values.get(from(i)).copied()).collect::<Option<_>>()?;
     let shape = front.iter().copied().chain([columns, rows]).collect();
     Some(Numbers { shape, dtype: n.dtype, values })
 }
@@ -118,8 +120,9 @@ fn scaled(key: &Key, a: Labelled<'_>, b: Labelled<'_>, labelled: f64) -> Option<
     }
     let values = y.values.iter().map(|v| v * factor).collect();
     let d = matches(key, x, &Numbers { values, ..y.clone() })?;
-    (d < labelled * BETTER)
-        .then(|| format!("{} of {} is {factor:.6} times that of {}", key.point, a.side.name, b.side.name))
+    (d < labelled * BETTER).then(|| {
+        format!("{} of {} is {factor:.6} times that of {}", key.point, a.side.name, b.side.name)
+    })
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use llorch_trace::{Bundle, Dtype, Point, Stage, Tensor};
 use super::names::file_stem;
 use super::source::bundles_below;
 use crate::lineup::{self, Member};
-use crate::live::{Ask, Live};
+use crate::live::{Ask, Live, LiveError};
 use crate::provision::ProvisionOptions;
+use crate::supervise::FailureKind;
 
 /// Write tensors as loose .npy files, named as checkpoints.
 ///
@@ -24,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required = true)]
     pub npy: PathBuf,
     /// Export a saved run, or one bundle, instead of running anything
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "prompt", "new_tokens", "references", "subject"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "prompt", "ids", "new_tokens", "references", "subject"])]
     pub from: Option<PathBuf>,
     /// Model: nano, gpt2, synth:gpt2, a hub id, or a folder
     #[arg(long, value_name = "MODEL", default_value = "nano")]
@@ -32,6 +33,9 @@ pub struct Args {
     /// The prompt to run
     #[arg(long, value_name = "TEXT", default_value = "Hello.")]
     pub prompt: String,
+    /// Token ids to run in place of a text: 15496,13
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "prompt")]
+    pub ids: Vec<u32>,
     /// Tokens to generate; each decode step is exported too
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     pub new_tokens: usize,
@@ -101,7 +105,12 @@ fn bundles(dir: &Path) -> Result<Vec<Bundle>, Stop> {
     let dirs = match dir.join(MANIFEST).is_file() {
         true => vec![dir.to_path_buf()],
         false if dir.is_dir() => bundles_below(dir).map_err(Stop::usage)?,
-        false => return Err(Stop::usage(format!("failed to read {}: there is no such folder", dir.display()))),
+        false => {
+            return Err(Stop::usage(format!(
+                "failed to read {}: there is no such folder",
+                dir.display()
+            )));
+        }
     };
     if dirs.is_empty() {
         let what = format!("failed to read {}: it is no bundle and holds none", dir.display());
@@ -123,14 +132,14 @@ fn run_now(args: &Args, out: &mut Folder) -> Result<(), Stop> {
     if !args.references.is_empty() {
         members.extend(lineup::references(&args.references).map_err(Stop::usage)?);
     }
-    let mut prompt: Option<Vec<u32>> = None;
+    let mut prompt = Some(args.ids.clone()).filter(|ids| !ids.is_empty());
     // The first one's choice of tokens is fed to all, so that their steps compare.
     let mut forced: Option<Vec<u32>> = None;
     for member in &members {
         let (name, mut live) = start(member, &model.dir, args.offline)?;
         let ids = match &prompt {
             Some(ids) => ids.clone(),
-            None => live.tokenize(&args.prompt).map_err(Stop::environment)?,
+            None => tokenize(&mut live, args, &model.dir)?,
         };
         let ask = Ask {
             ids: ids.clone(),
@@ -151,6 +160,20 @@ fn run_now(args: &Args, out: &mut Folder) -> Result<(), Stop> {
     Ok(())
 }
 
+/// By the implementation's own tokenizer, or by our engine's where it has none.
+fn tokenize(live: &mut Live, args: &Args, model_dir: &Path) -> Result<Vec<u32>, Stop> {
+    match live.tokenize(&args.prompt) {
+        Err(LiveError::Adapter(failure)) if failure.kind == FailureKind::Unsupported => {
+            let engine = lineup::subject(None).map_err(Stop::usage)?;
+            let (_, mut engine) = start(&engine, model_dir, args.offline)?;
+            let ids = engine.tokenize(&args.prompt).map_err(Stop::environment);
+            engine.finish();
+            ids
+        }
+        other => other.map_err(Stop::environment),
+    }
+}
+
 fn start(member: &Member, model_dir: &Path, offline: bool) -> Result<(String, Live), Stop> {
     let options = ProvisionOptions { offline, quiet: false, allow: true };
     let command = member.command(&options).map_err(Stop::environment)?;
@@ -168,7 +191,8 @@ struct Folder {
 
 impl Folder {
     fn new(dir: &Path, globs: &[String]) -> Result<Folder, Stop> {
-        let failed = |e: std::io::Error| Stop::usage(format!("failed to create {}: {e}", dir.display()));
+        let failed =
+            |e: std::io::Error| Stop::usage(format!("failed to create {}: {e}", dir.display()));
         std::fs::create_dir_all(dir).map_err(failed)?;
         if std::fs::read_dir(dir).map_err(failed)?.next().is_some() {
             // What is there would be read as part of this run.
@@ -189,7 +213,8 @@ impl Folder {
                 Stop::usage(format!("failed to read {}: {e}", bundle.dir.display()))
             })?;
             if self.globs.contains_point(point) {
-                let tensor = bundle.get(&entry.case, entry.step, &entry.point).map_err(Stop::usage)?;
+                let tensor =
+                    bundle.get(&entry.case, entry.step, &entry.point).map_err(Stop::usage)?;
                 self.write(&entry.case, entry.step, point, &name, &tensor)?;
             }
         }
@@ -199,7 +224,12 @@ impl Folder {
         Ok(())
     }
 
-    fn write_generated(&mut self, case: &str, implementation: &str, ids: &[u32]) -> Result<(), Stop> {
+    fn write_generated(
+        &mut self,
+        case: &str,
+        implementation: &str,
+        ids: &[u32],
+    ) -> Result<(), Stop> {
         let point = Point::new(Stage::Generated);
         if ids.is_empty() || !self.globs.contains_point(point) {
             return Ok(());
@@ -224,7 +254,9 @@ impl Folder {
             }
         }
         let folder = self.dir.join(case);
-        let failed = |e: std::io::Error| Stop::environment(format!("failed to create {}: {e}", folder.display()));
+        let failed = |e: std::io::Error| {
+            Stop::environment(format!("failed to create {}: {e}", folder.display()))
+        };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         let path = folder.join(format!("{}.npy", file_stem(point, step, implementation)));
         write_npy(&path, &widen(tensor)).map_err(Stop::environment)?;

@@ -163,12 +163,16 @@ mod tests {
         }
         let q: Point = "h.3.attn.q".parse().unwrap();
         assert_eq!(file_stem(q, 1, "hf"), "checkpoint_02_q_l03_s01_hf");
-        assert_eq!(file_stem(Point::new(Stage::LogitsLast), 0, "hf"), "checkpoint_09_logits_last_hf");
+        assert_eq!(
+            file_stem(Point::new(Stage::LogitsLast), 0, "hf"),
+            "checkpoint_09_logits_last_hf"
+        );
     }
 
     #[test]
     fn what_has_another_form_is_left_to_others() {
-        for stem in ["h.3.attn.q", "checkpoint", "checkpoint_x_q_hf", "checkpoint_002_q_hf", "02_q"] {
+        for stem in ["h.3.attn.q", "checkpoint", "checkpoint_x_q_hf", "checkpoint_002_q_hf", "02_q"]
+        {
             assert_eq!(parse_stem(stem), None, "{stem}");
         }
     }

@@ -93,7 +93,14 @@ fn refuse(path: &Path, what: impl ToString) -> NpzError {
 /// An error from inside names the entry already; only its sentence is wanted.
 fn within(path: &Path, error: llorch_trace::Error) -> NpzError {
     let text = error.to_string();
-    refuse(path, text.strip_prefix("failed to read ").unwrap_or(&text).replacen(&format!("{}/", path.display()), "", 1))
+    refuse(
+        path,
+        text.strip_prefix("failed to read ").unwrap_or(&text).replacen(
+            &format!("{}/", path.display()),
+            "",
+            1,
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -106,7 +113,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dump.npz");
         let file = File::create(&path).unwrap();
-        let mut npz = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
+        let mut npz =
+            if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
         npz.add_array("h.0.ln_1", &array![[1f32, 2.], [3., 4.]]).unwrap();
         npz.add_array("zeros", &Array2::<f64>::zeros((40, 50))).unwrap();
         npz.finish().unwrap();

@@ -33,7 +33,12 @@ pub struct Outcome {
 }
 
 /// Compares `sides[a]` with `sides[b]`.
-pub fn pair(a: &Side, b: &Side, options: Options, outcome: &mut Outcome) -> Result<(), SourceError> {
+pub fn pair(
+    a: &Side,
+    b: &Side,
+    options: Options,
+    outcome: &mut Outcome,
+) -> Result<(), SourceError> {
     let keys: BTreeSet<&Key> = a.points.keys().chain(b.points.keys()).collect();
     let mut only: BTreeMap<(&str, Stage), BTreeSet<&Key>> = BTreeMap::new();
     let mut explained = 0;
@@ -79,7 +84,8 @@ fn fold(keys: &BTreeSet<&Key>) -> String {
     let name = if layers.len() > 1 { pattern(first.point) } else { first.point.to_string() };
     let steps = keys.iter().map(|k| k.step.to_string()).collect();
     let cases = keys.iter().map(|k| k.case.clone()).collect();
-    let (layers, steps, cases) = (count(layers, "layer"), count(steps, "step"), count(cases, "case"));
+    let (layers, steps, cases) =
+        (count(layers, "layer"), count(steps, "step"), count(cases, "case"));
     format!("{name}{layers}{steps}{cases}")
 }
 
@@ -91,11 +97,21 @@ pub fn pattern(point: Point) -> String {
     }
 }
 
-fn row(key: &Key, a: &Side, b: &Side, x: &Numbers, y: &Numbers, options: Options) -> Result<Row, SourceError> {
+fn row(
+    key: &Key,
+    a: &Side,
+    b: &Side,
+    x: &Numbers,
+    y: &Numbers,
+    options: Options,
+) -> Result<Row, SourceError> {
     let compared = match (options.tolerance, key.point.stage, point_tolerance(key.point)) {
-        (Some(t), ..) if !key.point.is_integer() => {
-            compare(x, y, if t == 0.0 { Tolerance::Exact } else { Tolerance::Mixed(t) }, counts(key, &x.shape))
-        }
+        (Some(t), ..) if !key.point.is_integer() => compare(
+            x,
+            y,
+            if t == 0.0 { Tolerance::Exact } else { Tolerance::Mixed(t) },
+            counts(key, &x.shape),
+        ),
         (_, Stage::NextProbs, t) => {
             let delta = logits_difference(key, a, b)?.unwrap_or(0.0);
             let p = |i: usize| x.values[i].abs().max(y.values[i].abs());
@@ -137,9 +153,7 @@ fn row(key: &Key, a: &Side, b: &Side, x: &Numbers, y: &Numbers, options: Options
     }
     row.excerpt = match (row.verdict, options.values) {
         (_, n) if n > 0 => Some(excerpt(x, y, 0, 0, n)),
-        (Verdict::Fail, _) => {
-            Some(excerpt(x, y, compared.worst, SHOWN_ON_FAIL / 2, SHOWN_ON_FAIL))
-        }
+        (Verdict::Fail, _) => Some(excerpt(x, y, compared.worst, SHOWN_ON_FAIL / 2, SHOWN_ON_FAIL)),
         _ => None,
     };
     row.metrics = Some(compared.metrics);
@@ -148,7 +162,9 @@ fn row(key: &Key, a: &Side, b: &Side, x: &Numbers, y: &Numbers, options: Options
 
 fn exceeding(c: &Comparison, a: &Side, b: &Side) -> String {
     match c.non_finite {
-        [0, 0] => format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total),
+        [0, 0] => {
+            format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total)
+        }
         [_, 0] => format!("{} has values that are not finite", a.name),
         [0, _] => format!("{} has values that are not finite", b.name),
         _ => format!("{} and {} have values that are not finite", a.name, b.name),
@@ -181,7 +197,8 @@ fn logits_difference(key: &Key, a: &Side, b: &Side) -> Result<Option<f64>, Sourc
 
 /// Two tokens that are nearly equal in both sides' logits: a WARN, since no oracle is asked here.
 fn excuse_near_tie(key: &Key, a: &Side, b: &Side, row: &mut Row) -> Result<(), SourceError> {
-    let (Some(delta), Some((x, y))) = (logits_difference(key, a, b)?, last_logits(key, a, b)?) else {
+    let (Some(delta), Some((x, y))) = (logits_difference(key, a, b)?, last_logits(key, a, b)?)
+    else {
         return Ok(());
     };
     let chosen = |side: &Side| -> Result<Option<usize>, SourceError> {
@@ -198,7 +215,8 @@ fn excuse_near_tie(key: &Key, a: &Side, b: &Side, row: &mut Row) -> Result<(), S
             "tokens {p} and {q} are {gap:.2e} apart and the logits differ by {delta:.2e}: too close to call"
         );
     } else {
-        row.reason = format!("tokens {p} and {q}, {gap:.2e} apart where the logits differ by {delta:.2e}");
+        row.reason =
+            format!("tokens {p} and {q}, {gap:.2e} apart where the logits differ by {delta:.2e}");
     }
     Ok(())
 }

@@ -22,9 +22,13 @@ pub enum Recipe {
     FromGgmlOrder,
     DropBatch,
     /// A third of the last axis.
-    Third { which: usize },
+    Third {
+        which: usize,
+    },
     /// `[T,E]` → `[H,T,D]`.
-    SplitHeads { heads: usize },
+    SplitHeads {
+        heads: usize,
+    },
     /// `[T,H,D]` → `[H,T,D]`.
     HeadsFirst,
     /// `[H,T,D]` → `[T,E]`.
@@ -32,7 +36,9 @@ pub enum Recipe {
     /// `[T,H,D]` → `[T,E]`, the same bytes.
     JoinHeads,
     /// Keys beyond those visible: padding.
-    CropKeys { keys: usize },
+    CropKeys {
+        keys: usize,
+    },
     /// `[E]` → `[1,E]`.
     AddTokens,
     /// `[1,1]` → `[]`.
@@ -271,7 +277,12 @@ mod tests {
 
     const SIZES: Sizes = Sizes { heads: Some(2), width: Some(6), tokens: Some(4), keys: Some(5) };
 
-    fn planned(point: &str, shape: &[usize], layout: Layout, sizes: Sizes) -> Result<Vec<Recipe>, String> {
+    fn planned(
+        point: &str,
+        shape: &[usize],
+        layout: Layout,
+        sizes: Sizes,
+    ) -> Result<Vec<Recipe>, String> {
         let third = (layout == Layout::Merged).then_some(1);
         plan(point.parse().unwrap(), shape, layout, third, false, sizes)
     }
@@ -288,7 +299,8 @@ mod tests {
         assert_eq!(q(&[1, 4, 6]), [DropBatch, SplitHeads { heads: 2 }]);
         let merged = planned("h.0.attn.k", &[1, 4, 18], Layout::Merged, SIZES).unwrap();
         assert_eq!(merged, [DropBatch, Third { which: 1 }, SplitHeads { heads: 2 }]);
-        let context = planned("h.0.attn.context", &[1, 4, 2, 3], Layout::TokensHeads, SIZES).unwrap();
+        let context =
+            planned("h.0.attn.context", &[1, 4, 2, 3], Layout::TokensHeads, SIZES).unwrap();
         assert_eq!(context, [DropBatch, JoinHeads]);
         let probs = planned("h.0.attn.probs", &[2, 4, 256], Layout::Ours, SIZES).unwrap();
         assert_eq!(probs, [CropKeys { keys: 5 }]);
@@ -346,7 +358,10 @@ mod tests {
         assert_eq!(apply(&[Recipe::MergeHeads], htd).unwrap(), rows);
         assert_eq!(apply(&[Recipe::JoinHeads], thd).unwrap(), rows);
         let third = apply(&[Recipe::Third { which: 2 }], rows).unwrap();
-        assert_eq!(third, Tensor::f32(vec![4, 2], vec![11., 12., 111., 112., 211., 212., 311., 312.]));
+        assert_eq!(
+            third,
+            Tensor::f32(vec![4, 2], vec![11., 12., 111., 112., 211., 212., 311., 312.])
+        );
         let padded = Tensor::i64(vec![1, 2, 3], vec![1, 2, 0, 3, 4, 0]);
         let cropped = apply(&[Recipe::CropKeys { keys: 2 }], padded).unwrap();
         assert_eq!(cropped, Tensor::i64(vec![1, 2, 2], vec![1, 2, 3, 4]));

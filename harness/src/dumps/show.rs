@@ -61,12 +61,8 @@ pub fn text(compared: &Compared, all: bool, markdown: bool) -> String {
 }
 
 fn summary(compared: &Compared) -> String {
-    let nothing: Vec<&str> = compared
-        .sources
-        .iter()
-        .filter(|s| s.compared == 0)
-        .map(|s| s.name.as_str())
-        .collect();
+    let nothing: Vec<&str> =
+        compared.sources.iter().filter(|s| s.compared == 0).map(|s| s.name.as_str()).collect();
     let rows = &compared.rows;
     let failed = rows.iter().filter(|r| r.verdict == Verdict::Fail).count();
     let mut text = match (rows.iter().find(|r| r.verdict == Verdict::Fail), rows.len()) {
@@ -89,7 +85,8 @@ fn summary(compared: &Compared) -> String {
 fn unchecked(compared: &Compared) -> Vec<String> {
     let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for u in &compared.unchecked {
-        let (name, how_many) = u.what.split_once(", ").map_or((u.what.as_str(), ""), |(n, h)| (n, h));
+        let (name, how_many) =
+            u.what.split_once(", ").map_or((u.what.as_str(), ""), |(n, h)| (n, h));
         let tail = match how_many {
             "" => format!(": {}", u.reason),
             _ => format!(", {how_many}: {}", u.reason),
@@ -168,7 +165,17 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
     }
     let place = if all { "step, case" } else { "worst at" };
     let one_case = compared.rows.iter().all(|row| row.case == compared.rows[0].case);
-    table.set_header(["#", "point", "pair", place, "max |a−b|", "rel L2", "tolerance", "at", "verdict"]);
+    table.set_header([
+        "#",
+        "point",
+        "pair",
+        place,
+        "max |a−b|",
+        "rel L2",
+        "tolerance",
+        "at",
+        "verdict",
+    ]);
     for line in lines(&compared.rows, all) {
         let row = line.row;
         let metric = |f: fn(&crate::result::Metrics) -> Option<f64>| match &row.metrics {
@@ -253,9 +260,14 @@ fn failures(compared: &Compared) -> String {
             let _ = writeln!(out, "    {:width$}  {}", row.b, numbers(&e.b));
         }
     }
-    let failed = compared.rows.iter().filter(|r| matches!(r.verdict, Verdict::Fail | Verdict::Warn)).count();
+    let failed =
+        compared.rows.iter().filter(|r| matches!(r.verdict, Verdict::Fail | Verdict::Warn)).count();
     if failed > said.len() {
-        let _ = writeln!(out, "and {} more rows; --all or --format json lists them", failed - said.len());
+        let _ = writeln!(
+            out,
+            "and {} more rows; --all or --format json lists them",
+            failed - said.len()
+        );
     }
     out
 }
@@ -281,7 +293,8 @@ fn notes(source: &SourceRecord, markdown: bool) -> String {
         }
     }
     if let [first, rest @ ..] = source.repeated.as_slice() {
-        let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        let more =
+            if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         let _ = writeln!(out, "\n{}: left aside: {first}{more}", source.name);
     }
     out

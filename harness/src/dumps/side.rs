@@ -65,7 +65,8 @@ impl Located {
 
     /// The shape that [`Located::load`] gives.
     pub fn shape(&self) -> Vec<usize> {
-        recipe::shape_after(&self.recipes, &self.raw.shape).unwrap_or_else(|| self.raw.shape.clone())
+        recipe::shape_after(&self.recipes, &self.raw.shape)
+            .unwrap_or_else(|| self.raw.shape.clone())
     }
 }
 

@@ -139,7 +139,8 @@ fn open_folder(path: &Path) -> Result<Vec<Raw>> {
         return Ok(vec![open_bundle(path)?]);
     }
     if path.join(TENSORS).is_file() {
-        let what = format!("it has {TENSORS} and no {MANIFEST}: the run that wrote it did not finish");
+        let what =
+            format!("it has {TENSORS} and no {MANIFEST}: the run that wrote it did not finish");
         return Err(SourceError::Refused { path: path.into(), what });
     }
     let bundles = bundles_below(path)?;
@@ -158,7 +159,9 @@ fn open_folder(path: &Path) -> Result<Vec<Raw>> {
             Some((_, side)) => side,
             None => match found.first_entry() {
                 Some(first) => first.into_mut(),
-                None => found.entry(String::new()).or_insert(Raw { form: "folder", ..Raw::empty(path) }),
+                None => {
+                    found.entry(String::new()).or_insert(Raw { form: "folder", ..Raw::empty(path) })
+                }
             },
         };
         side.tensors.push(tensor);
@@ -184,7 +187,8 @@ pub fn bundles_below(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn entries(path: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e: std::io::Error| SourceError::Refused { path: path.into(), what: e.to_string() };
+    let failed =
+        |e: std::io::Error| SourceError::Refused { path: path.into(), what: e.to_string() };
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
         entries.push(entry.map_err(failed)?.path());
@@ -252,9 +256,8 @@ fn loose_files(
             }
             None => empty.name.clone(),
         };
-        let side = found
-            .entry(implementation.clone())
-            .or_insert(Raw { name: implementation, ..empty });
+        let side =
+            found.entry(implementation.clone()).or_insert(Raw { name: implementation, ..empty });
         side.tensors.push(tensor);
     }
     Ok(misnamed)

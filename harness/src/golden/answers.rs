@@ -69,7 +69,11 @@ impl Questioner<'_> {
                 let captured = self.capture(input_ids, &["embeddings", &glob], 0)?;
                 for (name, expected) in stages {
                     let all = self.named_stage(name, input_ids, *position, *layer, &captured)?;
-                    let from = if name.ends_with("_last3") { all.len().saturating_sub(expected.len()) } else { 0 };
+                    let from = if name.ends_with("_last3") {
+                        all.len().saturating_sub(expected.len())
+                    } else {
+                        0
+                    };
                     checks.extend(Check::numbers(name, expected, &all[from..], *tol));
                 }
                 Ok(checks)
@@ -85,9 +89,13 @@ impl Questioner<'_> {
                     Check::equal("text of argmax", argmax_text, &captured.text.unwrap_or_default()),
                 ])
             }
-            Kind::GreedyIds { text, input_ids, ids, first_logprobs, tol } => {
-                self.greedy_ids(text.as_deref(), input_ids.as_deref(), ids, first_logprobs.as_deref(), *tol)
-            }
+            Kind::GreedyIds { text, input_ids, ids, first_logprobs, tol } => self.greedy_ids(
+                text.as_deref(),
+                input_ids.as_deref(),
+                ids,
+                first_logprobs.as_deref(),
+                *tol,
+            ),
             Kind::GreedyText { text, input_ids, continuation, max_tokens } => {
                 self.greedy_text(text, input_ids.as_deref(), continuation, *max_tokens)
             }
@@ -95,12 +103,19 @@ impl Questioner<'_> {
                 let found = self.logprobs(context, text)?;
                 let count = Check::equal("number of tokens", &logprobs.len(), &found.len());
                 let each = logprobs.iter().zip(&found).enumerate();
-                let each = each.map(|(i, (e, f))| Check::number(format!("logprob {i}"), *e, *f, rtol * e.abs()));
+                let each = each.map(|(i, (e, f))| {
+                    Check::number(format!("logprob {i}"), *e, *f, rtol * e.abs())
+                });
                 Ok([count].into_iter().chain(each).collect())
             }
             Kind::Loglikelihood { context, text, sum_logprob, rtol } => {
                 let found: f64 = self.logprobs(context, text)?.iter().sum();
-                Ok(vec![Check::number("sum of logprobs", *sum_logprob, found, rtol * sum_logprob.abs())])
+                Ok(vec![Check::number(
+                    "sum of logprobs",
+                    *sum_logprob,
+                    found,
+                    rtol * sum_logprob.abs(),
+                )])
             }
             Kind::MeanLoss { text, prepend_bos, value, tol } => {
                 let found = match prepend_bos {
@@ -118,7 +133,12 @@ impl Questioner<'_> {
 
     fn capture(&mut self, ids: &[u32], points: &[&str], new: usize) -> Result<Captured> {
         let points = points.iter().map(|p| p.to_string()).collect();
-        Ok(self.live.run(Ask { ids: ids.to_vec(), points, max_new_tokens: new, ..Ask::default() })?)
+        Ok(self.live.run(Ask {
+            ids: ids.to_vec(),
+            points,
+            max_new_tokens: new,
+            ..Ask::default()
+        })?)
     }
 
     fn all_logits(&mut self, ids: &[u32]) -> Result<Tensor> {
@@ -143,7 +163,8 @@ impl Questioner<'_> {
         for at in at {
             let row = row(&logits, at.position)?;
             for (id, expected) in &at.token_logits {
-                let index: usize = id.parse().map_err(|_| format!("token id {id:?} is no number"))?;
+                let index: usize =
+                    id.parse().map_err(|_| format!("token id {id:?} is no number"))?;
                 let found = row.get(index).copied().unwrap_or(f64::NAN);
                 let what = format!("logits[{}, {id}]", at.position);
                 checks.push(Check::number(what, *expected, found, at.tol));
@@ -159,7 +180,8 @@ impl Questioner<'_> {
     /// A module of block 0 applied to a raw row of wte: the row is put where the module reads, and
     /// the subject computes on.
     fn stage(&mut self, note: &str) -> Result<(&'static str, Vec<f64>)> {
-        let token = note.split("wte[").nth(1).and_then(|rest| rest.split(']').next()?.parse::<u32>().ok());
+        let token =
+            note.split("wte[").nth(1).and_then(|rest| rest.split(']').next()?.parse::<u32>().ok());
         let token = token.ok_or_else(|| format!("its note names no row of wte: {note:?}"))?;
         let (what, put, read) = match note {
             note if note.contains("ln_1") => {
@@ -168,13 +190,21 @@ impl Questioner<'_> {
             note if note.contains("mlp.c_fc") => {
                 ("c_fc(wte)", Point::of_layer(Stage::Ln2, 0), Point::of_layer(Stage::Fc, 0))
             }
-            note => return Err(format!("its note names neither ln_1 nor mlp.c_fc: {note:?}").into()),
+            note => {
+                return Err(format!("its note names neither ln_1 nor mlp.c_fc: {note:?}").into());
+            }
         };
         if !self.live.hello().can("inject") {
-            return Err("the subject can't inject, and no prompt shows a module alone".to_string().into());
+            return Err("the subject can't inject, and no prompt shows a module alone"
+                .to_string()
+                .into());
         }
-        let values: Vec<f32> =
-            self.weights.row("wte.weight", Some(token as usize))?.iter().map(|x| *x as f32).collect();
+        let values: Vec<f32> = self
+            .weights
+            .row("wte.weight", Some(token as usize))?
+            .iter()
+            .map(|x| *x as f32)
+            .collect();
         let folder = tempfile::tempdir().map_err(|e| AnswerError::Refused(e.to_string()))?;
         let file = folder.path().join("row.npy");
         write_npy(&file, &Tensor::f32(vec![1, values.len()], values))?;
@@ -231,7 +261,11 @@ impl Questioner<'_> {
             (None, None) => return Err("it has neither text nor input_ids".to_string().into()),
         };
         let Some(expected) = ids.strip_prefix(prompt.as_slice()) else {
-            return Ok(vec![Check::equal("prompt", &ids[..prompt.len().min(ids.len())].to_vec(), &prompt)]);
+            return Ok(vec![Check::equal(
+                "prompt",
+                &ids[..prompt.len().min(ids.len())].to_vec(),
+                &prompt,
+            )]);
         };
         let captured = self.capture(&prompt, &["logits.last"], expected.len())?;
         checks.push(Check::equal("generated ids", &expected.to_vec(), &captured.generated));
@@ -239,7 +273,12 @@ impl Questioner<'_> {
             let logits = captured.get(step, Point::new(Stage::LogitsLast))?.to_f64();
             let id = captured.generated.get(step).copied().unwrap_or_default() as usize;
             let found = logprob(&logits, id);
-            checks.push(Check::number(format!("logprob {step}"), *expected, found, tol.unwrap_or(1e-4)));
+            checks.push(Check::number(
+                format!("logprob {step}"),
+                *expected,
+                found,
+                tol.unwrap_or(1e-4),
+            ));
         }
         Ok(checks)
     }
@@ -285,7 +324,9 @@ impl Questioner<'_> {
 
     fn logprobs_from(&mut self, ids: &[u32], from: usize) -> Result<Vec<f64>> {
         let logits = self.all_logits(ids)?;
-        (from..ids.len()).map(|i| Ok(logprob(&row(&logits, i.saturating_sub(1))?, ids[i] as usize))).collect()
+        (from..ids.len())
+            .map(|i| Ok(logprob(&row(&logits, i.saturating_sub(1))?, ids[i] as usize)))
+            .collect()
     }
 }
 

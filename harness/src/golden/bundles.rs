@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use llorch_trace::bundle::CaseRecord;
-use llorch_trace::protocol::Sampling;
 use llorch_trace::points::CHECKPOINTS;
+use llorch_trace::protocol::Sampling;
 use llorch_trace::{Bundle, Point, Stage, Tensor};
 
 use super::outcome::GoldenRow;
@@ -45,7 +45,9 @@ impl GoldenKey {
         let all = Numbers::of(tensor);
         let Some(rows) = &self.rows else { return Ok(all) };
         let axis = usize::from(tensor.shape.len() == 3);
-        let (Some(n), inner) = (tensor.shape.get(axis), tensor.shape.get(axis + 1..).unwrap_or_default()) else {
+        let (Some(n), inner) =
+            (tensor.shape.get(axis), tensor.shape.get(axis + 1..).unwrap_or_default())
+        else {
             return Err(format!("{} has shape {:?} and no rows", self.point, tensor.shape));
         };
         if let Some(row) = rows.iter().find(|row| *row >= n) {
@@ -94,7 +96,8 @@ pub fn recorded_sha256(bundle: &Bundle) -> Option<&str> {
 
 /// A case as the golden records it.
 fn sampling(bundle: &Bundle, case: &str) -> Sampling {
-    let recorded = bundle.manifest.provenance.get("cases").and_then(|c| c.get(case)?.get("sampling").cloned());
+    let recorded =
+        bundle.manifest.provenance.get("cases").and_then(|c| c.get(case)?.get("sampling").cloned());
     recorded.and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default()
 }
 
@@ -125,8 +128,12 @@ impl Tally {
         }
         if !c.within() {
             let m = &c.metrics;
-            let what = format!("{place}: {} of {} elements exceed the tolerance", m.exceeding, m.total);
-            self.fail(format!("{what}, the worst at {:?}: {:?} against {:?}", m.worst, m.worst_values[0], m.worst_values[1]));
+            let what =
+                format!("{place}: {} of {} elements exceed the tolerance", m.exceeding, m.total);
+            self.fail(format!(
+                "{what}, the worst at {:?}: {:?} against {:?}",
+                m.worst, m.worst_values[0], m.worst_values[1]
+            ));
         }
     }
 
@@ -144,7 +151,16 @@ impl Tally {
         };
         let verdict = if self.failed == 0 { Verdict::Pass } else { Verdict::Fail };
         let golden = golden.to_string();
-        GoldenRow { golden, what, compared: self.compared, worst, max_abs, tolerance, verdict, reason }
+        GoldenRow {
+            golden,
+            what,
+            compared: self.compared,
+            worst,
+            max_abs,
+            tolerance,
+            verdict,
+            reason,
+        }
     }
 }
 
@@ -270,11 +286,16 @@ mod tests {
         let rows = GoldenKey::parse("h.2.attn.k#rows=0,2").unwrap();
         let heads = Tensor::f32(vec![2, 3, 2], (0..12).map(|i| i as f32).collect());
         let kept = rows.select(&heads).unwrap();
-        assert_eq!((kept.shape, kept.values), (vec![2, 2, 2], vec![0., 1., 4., 5., 6., 7., 10., 11.]));
+        assert_eq!(
+            (kept.shape, kept.values),
+            (vec![2, 2, 2], vec![0., 1., 4., 5., 6., 7., 10., 11.])
+        );
         let plain = GoldenKey::parse("h.2#rows=1").unwrap();
         let kept = plain.select(&Tensor::f32(vec![2, 2], vec![1., 2., 3., 4.])).unwrap();
         assert_eq!((kept.shape, kept.values), (vec![1, 2], vec![3., 4.]));
-        assert!(plain.select(&Tensor::f32(vec![1, 2], vec![1., 2.])).unwrap_err().contains("1 rows"));
+        assert!(
+            plain.select(&Tensor::f32(vec![1, 2], vec![1., 2.])).unwrap_err().contains("1 rows")
+        );
         assert!(GoldenKey::parse("h.2#rows=x").is_err() && GoldenKey::parse("h.x").is_err());
     }
 
@@ -299,9 +320,20 @@ mod tests {
                 GoldenKey::parse(&entry.point).unwrap();
             }
             // Every checkpoint that has tensors, in every layer.
-            let dims = llorch_trace::Dims { n_layer: 4, n_head: 4, n_embd: 128, n_inner: 512, vocab_size: 50257, n_positions: 256 };
+            let dims = llorch_trace::Dims {
+                n_layer: 4,
+                n_head: 4,
+                n_embd: 128,
+                n_inner: 512,
+                vocab_size: 50257,
+                n_positions: 256,
+            };
             for point in llorch_trace::all_points(dims.n_layer) {
-                let held = bundle.manifest.tensors.iter().any(|e| GoldenKey::parse(&e.point).unwrap().point == point);
+                let held = bundle
+                    .manifest
+                    .tensors
+                    .iter()
+                    .any(|e| GoldenKey::parse(&e.point).unwrap().point == point);
                 assert!(held, "{name} lacks {point}");
             }
         }

@@ -162,14 +162,20 @@ fn without_asking(
             Ok(answers)
         }
         Err(_) => {
-            let reason = format!("needs the real {of} weights: llorch-diff golden check --model {of}");
+            let reason =
+                format!("needs the real {of} weights: llorch-diff golden check --model {of}");
             unchecked(nano, of, entries, &reason)
         }
     }
 }
 
 /// Without the weights only the tokenizer can be asked; it is GPT-2's own in nano too.
-fn unchecked(nano: &mut Live, of: &str, entries: &[Entry], reason: &str) -> Result<Vec<Answer>, CheckError> {
+fn unchecked(
+    nano: &mut Live,
+    of: &str,
+    entries: &[Entry],
+    reason: &str,
+) -> Result<Vec<Answer>, CheckError> {
     let model = llorch_models::resolve("nano", &ResolveOptions::default())?;
     let weights = Weights::open(&model.dir)?;
     let mut answers = Vec::new();
@@ -177,13 +183,22 @@ fn unchecked(nano: &mut Live, of: &str, entries: &[Entry], reason: &str) -> Resu
         if entry.needs_no_weights() && nano.hello().can("tokenize") {
             answers.push(ask(&mut Questioner { live: nano, weights: &weights }, of, entry)?);
         } else {
-            answers.push(Answer { verdict: Verdict::Unchecked, reason: reason.into(), ..blank(of, entry) });
+            answers.push(Answer {
+                verdict: Verdict::Unchecked,
+                reason: reason.into(),
+                ..blank(of, entry)
+            });
         }
     }
     Ok(answers)
 }
 
-fn ask_all(live: &mut Live, model: &ResolvedModel, of: &str, entries: &[Entry]) -> Result<Vec<Answer>, CheckError> {
+fn ask_all(
+    live: &mut Live,
+    model: &ResolvedModel,
+    of: &str,
+    entries: &[Entry],
+) -> Result<Vec<Answer>, CheckError> {
     let weights = Weights::open(&model.dir)?;
     let mut questioner = Questioner { live, weights: &weights };
     entries.iter().map(|entry| ask(&mut questioner, of, entry)).collect()
@@ -239,11 +254,14 @@ fn section<'a>(published: &'a Sections, model: &ResolvedModel) -> (&'a str, &'a 
         return by_name;
     }
     let layers = Dims::from_config_file(&model.dir.join("config.json")).map_or(0, |d| d.n_layer);
-    named_section(published, match layers {
-        24 => "gpt2-medium",
-        6 => "distilgpt2",
-        _ => "gpt2",
-    })
+    named_section(
+        published,
+        match layers {
+            24 => "gpt2-medium",
+            6 => "distilgpt2",
+            _ => "gpt2",
+        },
+    )
 }
 
 fn is_nano(model: &ResolvedModel) -> Result<bool, CheckError> {
@@ -252,7 +270,8 @@ fn is_nano(model: &ResolvedModel) -> Result<bool, CheckError> {
 }
 
 fn nano_goldens(live: &mut Live, model: &ResolvedModel) -> Result<Vec<GoldenRow>, CheckError> {
-    let folder = tempfile::Builder::new().prefix("llorch-golden-").tempdir().map_err(CheckError::Unpack)?;
+    let folder =
+        tempfile::Builder::new().prefix("llorch-golden-").tempdir().map_err(CheckError::Unpack)?;
     let _cleanup = crate::supervise::remove_on_interrupt(folder.path());
     bundles::extract(folder.path()).map_err(CheckError::Unpack)?;
     let mut rows = Vec::new();

@@ -73,7 +73,11 @@ impl Check {
         }
     }
 
-    pub fn equal<T: PartialEq + std::fmt::Debug>(what: impl Into<String>, expected: &T, found: &T) -> Check {
+    pub fn equal<T: PartialEq + std::fmt::Debug>(
+        what: impl Into<String>,
+        expected: &T,
+        found: &T,
+    ) -> Check {
         Check {
             what: what.into(),
             expected: format!("{expected:?}"),
@@ -89,7 +93,9 @@ impl Check {
         if found.len() < expected.len() {
             return vec![Check::equal(format!("length of {what}"), &expected.len(), &found.len())];
         }
-        let one = |(i, (e, f)): (usize, (&f64, &f64))| Check::number(format!("{what}[{i}]"), *e, *f, tolerance);
+        let one = |(i, (e, f)): (usize, (&f64, &f64))| {
+            Check::number(format!("{what}[{i}]"), *e, *f, tolerance)
+        };
         expected.iter().zip(found).enumerate().map(one).collect()
     }
 
@@ -108,7 +114,9 @@ impl Answer {
     /// The check that says most: the worst one.
     pub fn worst(&self) -> Option<&Check> {
         self.checks.iter().max_by(|a, b| {
-            (!a.passes, a.severity()).partial_cmp(&(!b.passes, b.severity())).unwrap_or(std::cmp::Ordering::Equal)
+            (!a.passes, a.severity())
+                .partial_cmp(&(!b.passes, b.severity()))
+                .unwrap_or(std::cmp::Ordering::Equal)
         })
     }
 }

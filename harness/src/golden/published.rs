@@ -62,7 +62,13 @@ pub enum Kind {
         stages: BTreeMap<String, Vec<f64>>,
         tol: f64,
     },
-    NextToken { text: String, argmax: u32, argmax_text: String, logit: f64, tol: f64 },
+    NextToken {
+        text: String,
+        argmax: u32,
+        argmax_text: String,
+        logit: f64,
+        tol: f64,
+    },
     GreedyIds {
         #[serde(default)]
         text: Option<String>,
@@ -84,8 +90,18 @@ pub enum Kind {
         #[serde(default)]
         max_tokens: Option<usize>,
     },
-    LoglikelihoodPerToken { context: String, text: String, logprobs: Vec<f64>, rtol: f64 },
-    Loglikelihood { context: String, text: String, sum_logprob: f64, rtol: f64 },
+    LoglikelihoodPerToken {
+        context: String,
+        text: String,
+        logprobs: Vec<f64>,
+        rtol: f64,
+    },
+    Loglikelihood {
+        context: String,
+        text: String,
+        sum_logprob: f64,
+        rtol: f64,
+    },
     MeanLoss {
         text: String,
         #[serde(default)]
@@ -93,7 +109,10 @@ pub enum Kind {
         value: f64,
         tol: f64,
     },
-    Tokenize { text: String, ids: Vec<u32> },
+    Tokenize {
+        text: String,
+        ids: Vec<u32>,
+    },
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -140,7 +159,8 @@ impl Entry {
 
 /// The entries by model, in the order of the file.
 pub fn read() -> Result<Vec<(String, Vec<Entry>)>, PublishedError> {
-    let bytes = assets::get(FILE).ok_or_else(|| PublishedError("it is not in this build".into()))?;
+    let bytes =
+        assets::get(FILE).ok_or_else(|| PublishedError("it is not in this build".into()))?;
     parse(&bytes)
 }
 
@@ -172,11 +192,39 @@ mod tests {
                 assert_eq!(entry.kind_name(), raw["kind"].as_str().unwrap());
                 // No number of the file may be dropped by a field that nobody reads.
                 let known = [
-                    "id", "trust", "source", "note", "kind", "input_ids", "mean_all_logits", "at",
-                    "argmax_per_position", "tensor", "row", "first10", "first4", "first3", "first2",
-                    "tol", "text", "position", "layer", "stages", "argmax", "argmax_text", "logit",
-                    "ids", "first_logprobs", "continuation", "max_tokens", "context", "logprobs",
-                    "rtol", "sum_logprob", "value", "prepend_bos",
+                    "id",
+                    "trust",
+                    "source",
+                    "note",
+                    "kind",
+                    "input_ids",
+                    "mean_all_logits",
+                    "at",
+                    "argmax_per_position",
+                    "tensor",
+                    "row",
+                    "first10",
+                    "first4",
+                    "first3",
+                    "first2",
+                    "tol",
+                    "text",
+                    "position",
+                    "layer",
+                    "stages",
+                    "argmax",
+                    "argmax_text",
+                    "logit",
+                    "ids",
+                    "first_logprobs",
+                    "continuation",
+                    "max_tokens",
+                    "context",
+                    "logprobs",
+                    "rtol",
+                    "sum_logprob",
+                    "value",
+                    "prepend_bos",
                 ];
                 for key in raw.as_object().unwrap().keys() {
                     assert!(known.contains(&key.as_str()), "{}: {key}", entry.id);

@@ -103,13 +103,15 @@ fn record(args: &Args) -> Result<u8, Stop> {
 }
 
 fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
-    let nano = llorch_models::resolve("nano", &ResolveOptions { offline: true, ..Default::default() })
-        .map_err(|e| stop(e.exit_code())(&e))?;
+    let nano =
+        llorch_models::resolve("nano", &ResolveOptions { offline: true, ..Default::default() })
+            .map_err(|e| stop(e.exit_code())(&e))?;
     let hf: RefName = "hf".parse().map_err(|e| stop(3)(&e))?;
     let reference = hf.resolve().map_err(|e| stop(3)(&e))?;
     let options = ProvisionOptions { offline, quiet: false, allow: true };
     let python = provision::ensure(&reference, None, &options).map_err(|e| stop(3)(&e))?.program;
-    let sources = assets::extract().map_err(|e| stop(3)(&format!("failed to unpack {SCRIPT}: {e}")))?;
+    let sources =
+        assets::extract().map_err(|e| stop(3)(&format!("failed to unpack {SCRIPT}: {e}")))?;
     let suite = out.join("suite.toml");
     fs::write(&suite, assets::get(SUITE).unwrap_or_default())
         .map_err(|e| stop(3)(&format!("failed to write {}: {e}", suite.display())))?;
@@ -124,7 +126,11 @@ fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
 }
 
 /// What changes between two bundles, a line each; nothing if no value does.
-pub fn difference(name: &str, old: Option<&Bundle>, new: &Bundle) -> llorch_trace::Result<Vec<String>> {
+pub fn difference(
+    name: &str,
+    old: Option<&Bundle>,
+    new: &Bundle,
+) -> llorch_trace::Result<Vec<String>> {
     let Some(old) = old else {
         return Ok(vec![format!("{name}: new, {} tensors", new.manifest.tensors.len())]);
     };
@@ -143,10 +149,14 @@ pub fn difference(name: &str, old: Option<&Bundle>, new: &Bundle) -> llorch_trac
         let (a, b) = (old.get(case, *step, point)?, new.get(case, *step, point)?);
         let place = format!("{case}, step {step}, {point}");
         if a.shape != b.shape {
-            changed.push((f64::INFINITY, format!("{place}: shape {:?} becomes {:?}", a.shape, b.shape)));
+            changed.push((
+                f64::INFINITY,
+                format!("{place}: shape {:?} becomes {:?}", a.shape, b.shape),
+            ));
         } else if a != b {
             // Unequal NaNs or infinities have no difference; they come first.
-            let each = (0..a.len()).map(|i| if a.get(i) == b.get(i) { 0.0 } else { (a.get(i) - b.get(i)).abs() });
+            let each = (0..a.len())
+                .map(|i| if a.get(i) == b.get(i) { 0.0 } else { (a.get(i) - b.get(i)).abs() });
             let most = each.fold(0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
             changed.push((most, format!("{place}: max |new−old| {most:.2e}")));
         }
@@ -169,7 +179,9 @@ pub fn difference(name: &str, old: Option<&Bundle>, new: &Bundle) -> llorch_trac
 
 /// Both bundles take the places of the old ones, or neither.
 fn replace(fresh: &Path, dir: &Path) -> Result<(), Stop> {
-    let failed = |what: &Path, e: std::io::Error| stop(3)(&format!("failed to replace {}: {e}", what.display()));
+    let failed = |what: &Path, e: std::io::Error| {
+        stop(3)(&format!("failed to replace {}: {e}", what.display()))
+    };
     let aside = fresh.join("old");
     fs::create_dir(&aside).map_err(|e| failed(&aside, e))?;
     let mut done: Vec<&str> = Vec::new();
@@ -206,7 +218,9 @@ mod tests {
         writer.add("hello", 0, "ln_f#rows=0", &Tensor::f32(vec![1, values.len()], values)).unwrap();
         let generated = Some(vec![text.len() as u32]);
         let record = CaseRecord { ids: vec![1], generated, text: Some(text.into()) };
-        writer.finish(Manifest { cases: [("hello".into(), record)].into(), ..Manifest::default() }).unwrap()
+        writer
+            .finish(Manifest { cases: [("hello".into(), record)].into(), ..Manifest::default() })
+            .unwrap()
     }
 
     #[test]
@@ -216,7 +230,10 @@ mod tests {
         assert!(difference("x", Some(&old), &old).unwrap().is_empty());
         let new = bundle(&dir.path().join("new"), vec![1.0, 2.5], "ab");
         let lines = difference("x", Some(&old), &new).unwrap().join("\n");
-        assert!(lines.contains("max |new−old| 5.00e-1") && lines.contains("goes on with \"ab\""), "{lines}");
+        assert!(
+            lines.contains("max |new−old| 5.00e-1") && lines.contains("goes on with \"ab\""),
+            "{lines}"
+        );
         let wide = bundle(&dir.path().join("wide"), vec![1.0], "a");
         let lines = difference("x", Some(&old), &wide).unwrap().join("\n");
         assert!(lines.contains("shape [1, 2] becomes [1, 1]"), "{lines}");
@@ -234,7 +251,9 @@ mod tests {
         // The second is missing: the first goes back.
         fs::rename(fresh.join(NAMES[1]), dir.path().join("elsewhere")).unwrap();
         assert!(replace(&fresh, &place).is_err());
-        let text = |name: &str| Bundle::open(&place.join(name)).unwrap().manifest.cases["hello"].text.clone().unwrap();
+        let text = |name: &str| {
+            Bundle::open(&place.join(name)).unwrap().manifest.cases["hello"].text.clone().unwrap()
+        };
         assert_eq!((text(NAMES[0]), text(NAMES[1])), ("old".into(), "old".into()));
         for name in NAMES {
             bundle(&fresh.join(name), vec![2.0], "new");

@@ -11,10 +11,24 @@ use crate::result::Verdict;
 pub fn text(result: &GoldenResult, markdown: bool) -> String {
     let mut out = String::new();
     let bold = if markdown { "**" } else { "" };
-    let _ = writeln!(out, "{bold}{}{bold} {}: {}\n", result.verdict.name(), result.subject, summary(result));
+    let _ = writeln!(
+        out,
+        "{bold}{}{bold} {}: {}\n",
+        result.verdict.name(),
+        result.subject,
+        summary(result)
+    );
     if !result.goldens.is_empty() {
         let mut table = table(markdown);
-        table.set_header(["golden", "checkpoint", "compared", "worst at", "max |a−b|", "tolerance", "verdict"]);
+        table.set_header([
+            "golden",
+            "checkpoint",
+            "compared",
+            "worst at",
+            "max |a−b|",
+            "tolerance",
+            "verdict",
+        ]);
         for row in &result.goldens {
             table.add_row([
                 row.golden.clone(),
@@ -30,7 +44,16 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
     }
     if !result.published.is_empty() {
         let mut table = table(markdown);
-        table.set_header(["model", "published answer", "of", "expected", "found", "difference", "tolerance", "verdict"]);
+        table.set_header([
+            "model",
+            "published answer",
+            "of",
+            "expected",
+            "found",
+            "difference",
+            "tolerance",
+            "verdict",
+        ]);
         for answer in &result.published {
             table.add_row(published_row(answer));
         }
@@ -93,11 +116,15 @@ fn published_row(answer: &Answer) -> [String; 8] {
 fn reasons(result: &GoldenResult) -> String {
     let mut out = String::new();
     for row in result.goldens.iter().filter(|r| !r.reason.is_empty()) {
-        let _ = writeln!(out, "{} {}, {}: {}", row.verdict.name(), row.golden, row.what, row.reason);
+        let _ =
+            writeln!(out, "{} {}, {}: {}", row.verdict.name(), row.golden, row.what, row.reason);
     }
     let mut said: Vec<(&str, Verdict, Vec<&str>)> = Vec::new();
     for answer in result.published.iter().filter(|a| !a.reason.is_empty()) {
-        match said.iter_mut().find(|(reason, verdict, _)| *reason == answer.reason && *verdict == answer.verdict) {
+        match said
+            .iter_mut()
+            .find(|(reason, verdict, _)| *reason == answer.reason && *verdict == answer.verdict)
+        {
             Some((_, _, ids)) => ids.push(&answer.id),
             None => said.push((&answer.reason, answer.verdict, vec![&answer.id])),
         }

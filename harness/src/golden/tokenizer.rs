@@ -55,12 +55,14 @@ pub fn check(live: &mut Live) -> Result<GoldenRow, LiveError> {
         wrong += 1;
         if wrong == 1 {
             row.worst = format!("{:?}", shorten(&line.text));
-            row.reason = format!("{:?}: ids {found:?}; expected {:?}", shorten(&line.text), line.ids);
+            row.reason =
+                format!("{:?}: ids {found:?}; expected {:?}", shorten(&line.text), line.ids);
         }
     }
     if wrong > 0 {
         row.verdict = Verdict::Fail;
-        row.reason = format!("{wrong} of {} strings differ; the first is {}", row.compared, row.reason);
+        row.reason =
+            format!("{wrong} of {} strings differ; the first is {}", row.compared, row.reason);
     }
     if row.compared == 0 {
         row.verdict = Verdict::Unchecked;

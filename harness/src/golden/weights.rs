@@ -29,7 +29,9 @@ impl Weights {
             (Some(row), [rows, n]) if row < *rows => (row * n, *n),
             (row, shape) => {
                 let row = row.map_or("no row".into(), |r| format!("row {r}"));
-                return Err(Error::Name(format!("{name} has shape {shape:?}, and {row} was asked for")));
+                return Err(Error::Name(format!(
+                    "{name} has shape {shape:?}, and {row} was asked for"
+                )));
             }
         };
         Ok((begin..begin + n).map(|i| tensor.get(i)).collect())
@@ -44,9 +46,11 @@ mod tests {
     fn rows_are_found_with_and_without_the_prefix() {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = [1f32, 2., 3., 4.].iter().flat_map(|x| x.to_le_bytes()).collect();
-        let matrix = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 2], &bytes);
+        let matrix =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 2], &bytes);
         let vector = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &bytes);
-        let tensors = [("transformer.wte.weight", matrix.unwrap()), ("ln_f.weight", vector.unwrap())];
+        let tensors =
+            [("transformer.wte.weight", matrix.unwrap()), ("ln_f.weight", vector.unwrap())];
         let file = safetensors::serialize(tensors, None).unwrap();
         std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
         let weights = Weights::open(dir.path()).unwrap();
