@@ -170,13 +170,20 @@ fn worst_at(row: &Row) -> String {
     format!("{layer}{} step {} {at}", row.case, row.step).trim_end().to_string()
 }
 
+fn parties(row: &Row) -> String {
+    match row.kind {
+        RowKind::Own => format!("{} against itself", row.a),
+        _ => format!("{}–{}", row.a, row.b),
+    }
+}
+
 /// What passed for a reason.
 fn notes(out: &mut String, view: &CheckpointView<'_>) {
     let noted = view.lines.iter().flat_map(|l| l.rows.iter());
     let mut seen: Vec<&str> = Vec::new();
     for row in noted.filter(|r| matches!(r.verdict, Verdict::Pass | Verdict::Warn) && !r.reason.is_empty()) {
         if !seen.contains(&row.reason.as_str()) {
-            let _ = writeln!(out, "  note: {}–{} at {}: {}", row.a, row.b, place(row), row.reason);
+            let _ = writeln!(out, "  note: {} at {}: {}", parties(row), place(row), row.reason);
             seen.push(&row.reason);
         }
     }
@@ -194,11 +201,8 @@ fn failures(out: &mut String, view: &CheckpointView<'_>) {
     failed.retain(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error));
     failed.sort_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)));
     for row in failed.iter().take(FAILURES_SHOWN) {
-        let kind = match row.kind {
-            RowKind::Own => format!("{} against itself", row.a),
-            _ => format!("{}–{}", row.a, row.b),
-        };
-        let _ = writeln!(out, "  {} {kind} at {}: {}", row.verdict.name(), place(row), row.reason);
+        let (verdict, parties) = (row.verdict.name(), parties(row));
+        let _ = writeln!(out, "  {verdict} {parties} at {}: {}", place(row), row.reason);
         if let Some(m) = row.metrics.as_ref().filter(|_| row.verdict == Verdict::Fail) {
             let [a, b] = m.worst_values;
             let _ = writeln!(out, "    worst {}: {} against {}", index(&m.worst), value(a), value(b));
