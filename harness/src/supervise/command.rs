@@ -73,16 +73,22 @@ impl AdapterCommand {
         self
     }
 
-    /// Splits `line` like a POSIX shell splits words (quotes, backslashes). No shell runs: `$HOME`,
+    /// Splits `line` like a POSIX shell splits words (quotes, backslashes, `NAME=value` in front). No
+    /// shell runs: `$HOME`,
     /// `*` and `|` are plain characters.
     pub fn from_words(name: impl Into<String>, line: &str) -> Result<Self, CommandError> {
         let name = name.into();
         let Some(words) = shlex::split(line) else {
             return Err(CommandError::Unbalanced { name, line: line.to_owned() });
         };
-        let mut words = words.into_iter();
+        let mut words = words.into_iter().peekable();
+        let mut env = Vec::new();
+        while let Some(assignment) = words.peek().and_then(|word| assignment(word)) {
+            env.push(assignment);
+            words.next();
+        }
         match words.next() {
-            Some(program) => Ok(Self::new(name, program).args(words)),
+            Some(program) => Ok(Self { env, ..Self::new(name, program).args(words) }),
             None => Err(CommandError::Empty { name }),
         }
     }
@@ -98,6 +104,14 @@ impl AdapterCommand {
         words.extend(self.args.iter().map(|arg| quote(arg)));
         words.join(" ")
     }
+}
+
+/// `NAME=value` in front of a command sets its environment, as in a shell.
+fn assignment(word: &str) -> Option<(String, String)> {
+    let (name, value) = word.split_once('=')?;
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let is_name = starts_well && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_name.then(|| (name.to_owned(), value.to_owned()))
 }
 
 /// One word, quoted for a POSIX shell where it needs it.
@@ -137,5 +151,8 @@ mod tests {
         let line = command.display();
         let words = shlex::split(&line).unwrap();
         assert_eq!(words, ["DEV=CPU", "/opt/a b/run", "--text", "it's"]);
+        assert_eq!(AdapterCommand::from_words("x", &line).unwrap(), command);
+        let only = AdapterCommand::from_words("x", "DEV=CPU ");
+        assert!(matches!(only, Err(CommandError::Empty { .. })));
     }
 }
