@@ -279,7 +279,9 @@ mod tests {
     #[test]
     fn nan_and_unequal_infinities_exceed_and_equal_infinities_do_not() {
         let inf = f64::INFINITY;
-        for (x, y) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::NAN, f64::NAN), (inf, -inf), (inf, 1.0)] {
+        for (x, y) in
+            [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::NAN, f64::NAN), (inf, -inf), (inf, 1.0)]
+        {
             let c = mixed(&[0.0, x], &[0.0, y], 1.0);
             assert_eq!((c.metrics.exceeding, c.metrics.max_abs), (1, None), "{x} {y}");
             assert_eq!(c.metrics.worst, [1]);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use llorch_trace::protocol::{HelloResponse, Sampling};
-use serde::{Deserialize, Serialize};
 use llorch_trace::{Bundle, Dims, Point, PointSet, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::result::{Generation, Role};
 
@@ -68,11 +68,8 @@ impl Plan {
             let layer = point.layer.unwrap_or(0);
             wanted.extend(needed.iter().map(|s| Point::of_layer(*s, layer)));
         }
-        let mut names: Vec<String> = wanted
-            .iter()
-            .filter(|p| p.stage != Stage::Generated)
-            .map(Point::to_string)
-            .collect();
+        let mut names: Vec<String> =
+            wanted.iter().filter(|p| p.stage != Stage::Generated).map(Point::to_string).collect();
         names.sort();
         names.dedup();
         PointSet::new(&names)

@@ -9,8 +9,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use llorch_trace::files::SafetensorsFile;
 use llorch_trace::Dims;
+use llorch_trace::files::SafetensorsFile;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 
 /// Rows of the tied head that are widened to float64 at a time: bounds its memory at some 25 MB for
@@ -109,7 +109,10 @@ impl Oracle {
             return refuse("no token ids were given".into());
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.dims.vocab_size) {
-            return refuse(format!("token id {id} is outside the vocabulary of {}", self.dims.vocab_size));
+            return refuse(format!(
+                "token id {id} is outside the vocabulary of {}",
+                self.dims.vocab_size
+            ));
         }
         let length = ids.len() + n.saturating_sub(1);
         if length > self.dims.n_positions {
@@ -123,11 +126,17 @@ impl Oracle {
     }
 
     /// Logits `[V]` of the last of `ids`, which follow `past` cached positions.
-    fn forward(&self, ids: &[u32], past: usize, caches: &mut [Option<LayerCache>]) -> Result<Vec<f64>> {
+    fn forward(
+        &self,
+        ids: &[u32],
+        past: usize,
+        caches: &mut [Option<LayerCache>],
+    ) -> Result<Vec<f64>> {
         let mut x = self.embeddings(ids, past)?; // [T, E]
         for (i, cache) in caches.iter_mut().enumerate() {
             let h = format!("h.{i}.");
-            let attention = self.attention(&h, i, &self.layer_norm(&x, &format!("{h}ln_1"))?, cache)?;
+            let attention =
+                self.attention(&h, i, &self.layer_norm(&x, &format!("{h}ln_1"))?, cache)?;
             x += &attention; // resid_mid
             let normed = self.layer_norm(&x, &format!("{h}ln_2"))?;
             let fc = self.linear(&normed, &format!("{h}mlp.c_fc"))?; // [T, 4E]
@@ -156,7 +165,10 @@ impl Oracle {
             let mean = row.mean().unwrap_or(0.0);
             let variance = row.mapv(|v| (v - mean).powi(2)).mean().unwrap_or(0.0);
             let inverse = 1.0 / (variance + self.eps).sqrt();
-            Zip::from(&mut row).and(&weight).and(&bias).for_each(|v, w, b| *v = (*v - mean) * inverse * w + b);
+            Zip::from(&mut row)
+                .and(&weight)
+                .and(&bias)
+                .for_each(|v, w, b| *v = (*v - mean) * inverse * w + b);
         }
         Ok(y)
     }
@@ -166,16 +178,25 @@ impl Oracle {
         let weight = self.matrix(&format!("{name}.weight"))?;
         if weight.nrows() != x.ncols() {
             let (found, expected) = (weight.nrows(), x.ncols());
-            return Err(OracleError::Input(format!("{name}.weight has {found} rows; expected {expected}")));
+            return Err(OracleError::Input(format!(
+                "{name}.weight has {found} rows; expected {expected}"
+            )));
         }
         Ok(x.dot(&weight) + &self.vector(&format!("{name}.bias"))?)
     }
 
     /// Causal self-attention after ln_1, through c_proj, [T, E].
-    fn attention(&self, h: &str, layer: usize, x: &Array2<f64>, cache: &mut Option<LayerCache>) -> Result<Array2<f64>> {
+    fn attention(
+        &self,
+        h: &str,
+        layer: usize,
+        x: &Array2<f64>,
+        cache: &mut Option<LayerCache>,
+    ) -> Result<Array2<f64>> {
         let (e, d, t) = (self.dims.n_embd, self.dims.head_dim(), x.nrows());
         let qkv = self.linear(x, &format!("{h}attn.c_attn"))?; // [T, 3E]
-        let (q, k, v) = (qkv.slice(s![.., ..e]), qkv.slice(s![.., e..2 * e]), qkv.slice(s![.., 2 * e..]));
+        let (q, k, v) =
+            (qkv.slice(s![.., ..e]), qkv.slice(s![.., e..2 * e]), qkv.slice(s![.., 2 * e..]));
         let (k, v) = match cache.take() {
             None => (k.to_owned(), v.to_owned()),
             Some(past) => (below(past.k.view(), k)?, below(past.v.view(), v)?),

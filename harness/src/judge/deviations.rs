@@ -10,12 +10,19 @@ use crate::compare::{Numbers, Tolerance, compare};
 use crate::result::{Row, Verdict};
 
 /// Turns a FAIL into a PASS with its reason, if one of `whose` declared it and it is within its bound.
-pub fn excuse(place: &Place<'_>, whose: &[usize], numbers: (&Numbers, &Numbers), mut row: Row) -> Row {
+pub fn excuse(
+    place: &Place<'_>,
+    whose: &[usize],
+    numbers: (&Numbers, &Numbers),
+    mut row: Row,
+) -> Row {
     if row.verdict != Verdict::Fail {
         return row;
     }
     let declared = whose.iter().find_map(|&who| Some((who, find(place, who)?)));
-    let Some((who, deviation)) = declared.filter(|(_, d)| d.bound > row.tolerance) else { return row };
+    let Some((who, deviation)) = declared.filter(|(_, d)| d.bound > row.tolerance) else {
+        return row;
+    };
     let tolerance = Tolerance::Mixed(deviation.bound);
     let within = compare(numbers.0, numbers.1, tolerance, place.counts()).is_ok_and(|c| c.within());
     let name = &place.evidence[who].name;

@@ -14,9 +14,9 @@ mod overall;
 mod own;
 mod pairs;
 mod probabilities;
-mod tokens;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod tolerance;
 
 use std::collections::BTreeMap;
@@ -184,7 +184,9 @@ fn failure(c: &Comparison, a: &str, b: &str) -> String {
     };
     match whose {
         Some(who) => format!("{who} has values that are not finite"),
-        None => format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total),
+        None => {
+            format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total)
+        }
     }
 }
 
@@ -195,7 +197,9 @@ fn find(e: &Evidence, case: &Case, step: usize, point: Point) -> Found {
     let named = |reason: &str| format!("{}: {reason}", e.name);
     let can = |what: &str| e.hello.as_ref().is_none_or(|h| h.can(what));
     if point.stage == Stage::NextProbs && case.sampling.temperature > 0.0 && !can("sample") {
-        return Found::Unchecked(named("does not sample, so no temperature above 0 was asked of it"));
+        return Found::Unchecked(named(
+            "does not sample, so no temperature above 0 was asked of it",
+        ));
     }
     let declared = e.hello.as_ref().and_then(|h| h.unsupported_reason(&point.to_string()));
     if let Some(reason) = declared {
@@ -205,7 +209,9 @@ fn find(e: &Evidence, case: &Case, step: usize, point: Point) -> Found {
     match (e.tensor(&case.name, step, point), fault) {
         // A tensor that is not finite is kept, so that the row can show where.
         (Some(tensor), None) => Found::Tensor(Numbers::of(&tensor)),
-        (Some(tensor), Some(f)) if f.kind == FaultKind::NonFinite => Found::Tensor(Numbers::of(&tensor)),
+        (Some(tensor), Some(f)) if f.kind == FaultKind::NonFinite => {
+            Found::Tensor(Numbers::of(&tensor))
+        }
         (Some(tensor), Some(f)) if f.kind == FaultKind::Process => {
             // It came before the process failed.
             Found::Tensor(Numbers::of(&tensor))

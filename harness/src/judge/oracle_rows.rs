@@ -29,7 +29,12 @@ fn logits(place: &Place<'_>) -> Option<Numbers> {
 
 /// The largest |logits − oracle| among the references that pass the class at this step: what honest
 /// rounding may do to a logit here. 0 where no reference is admitted. The subject has no say.
-pub fn admitted_error(evidence: &[crate::evidence::Evidence], case: &str, step: usize, truth: &[f64]) -> f64 {
+pub fn admitted_error(
+    evidence: &[crate::evidence::Evidence],
+    case: &str,
+    step: usize,
+    truth: &[f64],
+) -> f64 {
     let point = Point::new(Stage::LogitsLast);
     let truth = Numbers::f64(vec![truth.len()], truth.to_vec());
     let errors = evidence.iter().filter(|e| e.role == Role::Reference).filter_map(|e| {

@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Verdicts;
 use crate::evidence::{Evidence, FaultKind, Plan};
-use crate::result::{
-    Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict,
-};
+use crate::result::{Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict};
 
 pub fn conclude(plan: &Plan, evidence: &[Evidence], rows: Vec<Row>) -> Verdicts {
     let unchecked = unchecked(plan, evidence, &rows);
@@ -49,7 +47,8 @@ fn status(e: &Evidence, rows: &[Row]) -> (Status, String) {
     let mut faults = e.faults.iter().filter(|f| f.kind != FaultKind::Unsupported);
     // A whole implementation or a whole case failed.
     if let Some(fault) = faults.clone().find(|f| f.point.is_none()) {
-        let whole = fault.case.is_none() || e.bundle.as_ref().is_none_or(|b| b.manifest.tensors.is_empty());
+        let whole =
+            fault.case.is_none() || e.bundle.as_ref().is_none_or(|b| b.manifest.tensors.is_empty());
         let status = if whole { Status::Error } else { Status::Partial };
         return (status, fault.message.clone());
     }
@@ -59,7 +58,8 @@ fn status(e: &Evidence, rows: &[Row]) -> (Status, String) {
         let at = fault.point.map(|p| format!("{p}: ")).unwrap_or_default();
         return (Status::Partial, format!("{at}{}", fault.message));
     }
-    let own = |r: &&Row| r.verdict == Verdict::Error && r.reason.starts_with(&format!("{}: ", e.name));
+    let own =
+        |r: &&Row| r.verdict == Verdict::Error && r.reason.starts_with(&format!("{}: ", e.name));
     match rows.iter().find(own) {
         Some(row) => (Status::Partial, format!("{}: {}", row.point, row.reason)),
         None => (Status::Ok, String::new()),
@@ -79,7 +79,10 @@ fn unchecked(plan: &Plan, evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked>
         }
         let declared = e.hello.iter().flat_map(|h| &h.unsupported);
         for u in declared {
-            let asked = plan.points.iter().any(|p| llorch_trace::points::glob_matches(&u.point, &p.to_string()));
+            let asked = plan
+                .points
+                .iter()
+                .any(|p| llorch_trace::points::glob_matches(&u.point, &p.to_string()));
             if asked {
                 list.insert(Unchecked {
                     what: format!("{}: {}", e.name, u.point),
@@ -95,9 +98,12 @@ fn unchecked(plan: &Plan, evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked>
 
 /// Points that the subject gave and that no pair checked.
 fn nobody_checked(evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked> {
-    let Some(subject) = evidence.iter().find(|e| e.role == Role::Subject) else { return Vec::new() };
+    let Some(subject) = evidence.iter().find(|e| e.role == Role::Subject) else {
+        return Vec::new();
+    };
     let subject_can = |row: &Row| {
-        let reason = subject.hello.as_ref().and_then(|h| h.unsupported_reason(&row.point.to_string()));
+        let reason =
+            subject.hello.as_ref().and_then(|h| h.unsupported_reason(&row.point.to_string()));
         reason.is_none() && !row.reason.starts_with(&format!("{}: ", subject.name))
     };
     let mut checked: BTreeMap<_, bool> = BTreeMap::new();
@@ -105,7 +111,8 @@ fn nobody_checked(evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked> {
     for row in pairs.filter(|r| subject_can(r)) {
         *checked.entry(row.point).or_default() |= row.verdict != Verdict::Unchecked;
     }
-    let nobody: Vec<_> = checked.into_iter().filter(|(_, c)| !c).map(|(p, _)| p.to_string()).collect();
+    let nobody: Vec<_> =
+        checked.into_iter().filter(|(_, c)| !c).map(|(p, _)| p.to_string()).collect();
     if nobody.is_empty() {
         return Vec::new();
     }

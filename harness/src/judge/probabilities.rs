@@ -33,7 +33,8 @@ pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> 
     let point = Point::new(Stage::LogitsLast);
     let (Some(p), Some(q)) = (place.tensor(a, point), place.tensor(b, point)) else {
         // Without logits there is no Δ to excuse anything with.
-        let compared = compare(x, y, Tolerance::Absolute(&|_| point_tolerance(place.point)), |_| true);
+        let compared =
+            compare(x, y, Tolerance::Absolute(&|_| point_tolerance(place.point)), |_| true);
         return place.judged(RowKind::Pair, a, name, (x, y), compared);
     };
     if p.shape != x.shape || q.shape != x.shape {

@@ -102,13 +102,17 @@ fn a_subjects_missing_tensor_is_an_error_and_a_references_makes_the_run_incomple
     let plan = plan(&["logits.last"]);
     let one = [("logits.last", 0, logits([1.; 4]))];
     let both = [("logits.last", 0, logits([1.; 4])), ("logits.last", 1, logits([1.; 4]))];
-    let subject_short =
-        [maker.evidence("ours", Role::Subject, &one), maker.evidence("ref", Role::Reference, &both)];
+    let subject_short = [
+        maker.evidence("ours", Role::Subject, &one),
+        maker.evidence("ref", Role::Reference, &both),
+    ];
     let verdicts = run(&plan, &subject_short);
     assert_eq!(verdicts.verdict, RunVerdict::Error);
     assert!(verdicts.rows[1].reason.contains("ours: the tensor did not come"));
-    let reference_short =
-        [maker.evidence("ours", Role::Subject, &both), maker.evidence("ref", Role::Reference, &one)];
+    let reference_short = [
+        maker.evidence("ours", Role::Subject, &both),
+        maker.evidence("ref", Role::Reference, &one),
+    ];
     assert_eq!(run(&plan, &reference_short).verdict, RunVerdict::Incomplete);
 }
 
@@ -200,7 +204,10 @@ fn generations(margin: f64, reference_error: f32) -> Verdicts {
     let mut reference = maker.evidence("ref", Role::Reference, &tensors(reference_error));
     ours.generated.insert("c".into(), Generation { ids: vec![3, 1], text: None });
     reference.generated.insert("c".into(), Generation { ids: vec![3, 0], text: None });
-    let oracle = BTreeMap::from([("c".to_string(), Continuation { ids: vec![3, 0], logits: truth.clone() })]);
+    let oracle = BTreeMap::from([(
+        "c".to_string(),
+        Continuation { ids: vec![3, 0], logits: truth.clone() },
+    )]);
     judge(&plan(&["generated"]), &[ours, reference], &oracle, &JudgeOptions::default())
 }
 
@@ -226,9 +233,14 @@ fn only_causal_cells_count() {
     let scores = |masked: f32| Tensor::f32(vec![1, 2, 2], vec![1., masked, 2., 3.]);
     let later = Tensor::f32(vec![1, 1, 3], vec![1., 2., 3.]);
     let make = |name, role, masked| {
-        maker.evidence(name, role, &[("h.0.attn.scores", 0, scores(masked)), ("h.0.attn.scores", 1, later.clone())])
+        maker.evidence(
+            name,
+            role,
+            &[("h.0.attn.scores", 0, scores(masked)), ("h.0.attn.scores", 1, later.clone())],
+        )
     };
-    let evidence = [make("ours", Role::Subject, f32::NEG_INFINITY), make("ref", Role::Reference, -3.4e38)];
+    let evidence =
+        [make("ours", Role::Subject, f32::NEG_INFINITY), make("ref", Role::Reference, -3.4e38)];
     let verdicts = run(&plan(&["h.0.attn.scores"]), &evidence);
     assert_eq!(verdicts.verdict, RunVerdict::Pass, "{:?}", verdicts.rows);
     assert_eq!(verdicts.rows[0].metrics.as_ref().unwrap().total, 3);
@@ -265,9 +277,14 @@ fn probabilities_are_held_to_the_softmax_of_their_own_logits() {
 #[test]
 fn tokenizers_that_differ_fail_at_checkpoint_0() {
     let maker = Maker::new();
-    let fed = [("tokens", 0, Tensor::i64(vec![2], vec![1, 2])), ("tokens", 1, Tensor::i64(vec![1], vec![3]))];
-    let mut evidence =
-        vec![maker.evidence("ours", Role::Subject, &fed), maker.evidence("ref", Role::Reference, &fed)];
+    let fed = [
+        ("tokens", 0, Tensor::i64(vec![2], vec![1, 2])),
+        ("tokens", 1, Tensor::i64(vec![1], vec![3])),
+    ];
+    let mut evidence = vec![
+        maker.evidence("ours", Role::Subject, &fed),
+        maker.evidence("ref", Role::Reference, &fed),
+    ];
     for (e, ids) in evidence.iter_mut().zip([vec![1, 2], vec![1, 3]]) {
         e.tokenized.insert("c".into(), ids);
     }
@@ -290,7 +307,10 @@ fn a_declared_deviation_passes_within_its_bound_and_excuses_nothing_else() {
         (verdicts.verdict, verdicts.rows[0].reason.clone())
     };
     let (within, reason) = verdict(0.05, "logits*");
-    assert_eq!((within, reason.as_str()), (RunVerdict::Pass, "ref declares a deviation within 1e-1: a table"));
+    assert_eq!(
+        (within, reason.as_str()),
+        (RunVerdict::Pass, "ref declares a deviation within 1e-1: a table")
+    );
     assert_eq!(verdict(0.2, "logits*").0, RunVerdict::Fail);
     assert_eq!(verdict(0.05, "next.probs").0, RunVerdict::Fail);
 }

@@ -125,7 +125,9 @@ fn generation_pair(
     a: &Evidence,
     b: &Evidence,
 ) -> Row {
-    let row = |step, verdict, reason| generation_row(case, step, RowKind::Pair, a, &b.name, verdict, reason);
+    let row = |step, verdict, reason| {
+        generation_row(case, step, RowKind::Pair, a, &b.name, verdict, reason)
+    };
     let (x, y) = match (generated(a, case), generated(b, case)) {
         (Ok(x), Ok(y)) => (x, y),
         (Err((verdict, reason)), Ok(_)) | (Ok(_), Err((verdict, reason))) => {
@@ -138,7 +140,9 @@ fn generation_pair(
     };
     let Some(n) = first_difference(&x.ids, &y.ids) else {
         // Equal ids must not read differently: a detokenizer's fault.
-        let (Some(s), Some(t)) = (&x.text, &y.text) else { return row(0, Verdict::Pass, String::new()) };
+        let (Some(s), Some(t)) = (&x.text, &y.text) else {
+            return row(0, Verdict::Pass, String::new());
+        };
         if s != t {
             return row(0, Verdict::Fail, format!("equal ids, but the texts are {s:?} and {t:?}"));
         }
@@ -150,7 +154,8 @@ fn generation_pair(
         return row(n, Verdict::Fail, reason);
     };
     // The oracle knows this step only if both came to it by the oracle's own tokens.
-    let truth = oracle.filter(|o| o.ids.get(..n) == Some(&x.ids[..n])).and_then(|o| o.logits.get(n));
+    let truth =
+        oracle.filter(|o| o.ids.get(..n) == Some(&x.ids[..n])).and_then(|o| o.logits.get(n));
     let Some(truth) = truth else {
         let reason = "after an earlier token that was not the oracle's: the margin is not known";
         return row(n, Verdict::Unchecked, reason.to_string());

@@ -17,7 +17,13 @@ impl Renderer for MarkdownRenderer {
         let line = verdict_line(result, views.len(), views.iter().filter(passed).count());
         let mut out = format!("# {}\n\n", escape(&line));
         let m = &result.model;
-        let _ = writeln!(out, "Model `{}`, {}; weights sha256 `{}`.\n", m.name, escape(&m.source), m.sha256);
+        let _ = writeln!(
+            out,
+            "Model `{}`, {}; weights sha256 `{}`.\n",
+            m.name,
+            escape(&m.source),
+            m.sha256
+        );
         implementations(&mut out, result);
         summary(&mut out, result, &views);
         for view in &views {
@@ -48,15 +54,18 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     for view in views {
         let largest = widest(&view.lines, &with_ours);
         let figure = largest.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
-        row(out, &[
-            view.number.to_string(),
-            view.name.into(),
-            view.verdict.name().into(),
-            view.semantics.to_string(),
-            view.kernels.to_string(),
-            figure.unwrap_or("-".into()),
-            largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into()),
-        ]);
+        row(
+            out,
+            &[
+                view.number.to_string(),
+                view.name.into(),
+                view.verdict.name().into(),
+                view.semantics.to_string(),
+                view.kernels.to_string(),
+                figure.unwrap_or("-".into()),
+                largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into()),
+            ],
+        );
     }
     if !result.unchecked.is_empty() {
         let _ = writeln!(out, "\n## UNCHECKED\n");
@@ -67,7 +76,8 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
 }
 
 fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, style: &Style) {
-    let _ = writeln!(out, "\n## Checkpoint {}: {} ({})\n", view.number, view.name, view.verdict.name());
+    let _ =
+        writeln!(out, "\n## Checkpoint {}: {} ({})\n", view.number, view.name, view.verdict.name());
     let (mut columns, among) = pairs(result);
     if columns.len() <= 3 || style.pairs {
         columns.extend(among);
@@ -85,7 +95,11 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
             Some((verdict, row)) => {
                 let figure = row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
                 let figure = figure.unwrap_or("equal".into());
-                if verdict == Verdict::Pass { figure } else { format!("{figure} {}", verdict.name()) }
+                if verdict == Verdict::Pass {
+                    figure
+                } else {
+                    format!("{figure} {}", verdict.name())
+                }
             }
         }));
         let worst = line.worst;
@@ -102,7 +116,15 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
             let [a, b] = m.worst_values;
             format!(" (worst {}: {} against {})", index(&m.worst), value(a), value(b))
         });
-        let what = format!("{} {}–{} at {}: {}{}", r.verdict.name(), r.a, r.b, place(r), r.reason, values.unwrap_or_default());
+        let what = format!(
+            "{} {}–{} at {}: {}{}",
+            r.verdict.name(),
+            r.a,
+            r.b,
+            place(r),
+            r.reason,
+            values.unwrap_or_default()
+        );
         let _ = writeln!(out, "\n- {}", escape(&what));
     }
 }

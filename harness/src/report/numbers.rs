@@ -72,11 +72,18 @@ mod tests {
 
     #[test]
     fn figures_are_short_and_truthful() {
-        assert_eq!([error(Some(0.0)), error(Some(2.44e-6)), error(None)], ["0", "2.4e-6", "not finite"]);
-        assert_eq!([tolerance(0.0), tolerance(1e-4), tolerance(2.5e-6)], ["exact", "1e-4", "2.5e-6"]);
-        assert_eq!([value(Some(-1234.5678)), value(Some(0.0)), value(Some(1e-9))], [
-            "-1234.568", "0.000000000", "1.000000e-9"
-        ]);
+        assert_eq!(
+            [error(Some(0.0)), error(Some(2.44e-6)), error(None)],
+            ["0", "2.4e-6", "not finite"]
+        );
+        assert_eq!(
+            [tolerance(0.0), tolerance(1e-4), tolerance(2.5e-6)],
+            ["exact", "1e-4", "2.5e-6"]
+        );
+        assert_eq!(
+            [value(Some(-1234.5678)), value(Some(0.0)), value(Some(1e-9))],
+            ["-1234.568", "0.000000000", "1.000000e-9"]
+        );
         assert_eq!(list(&["a", "b", "c"]), "a, b and c");
         assert_eq!([seconds(1.26), seconds(61.4), seconds(125.0)], ["1.3 s", "61 s", "2 min 05 s"]);
     }

@@ -26,7 +26,10 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             )
         }
         RunVerdict::Incomplete => {
-            format!("{subject} against {against}: {} passed, something was not checked", of(passed, checkpoints))
+            format!(
+                "{subject} against {against}: {} passed, something was not checked",
+                of(passed, checkpoints)
+            )
         }
         RunVerdict::Error => match result.subject().filter(|s| s.status != Status::Ok) {
             Some(s) => format!("{subject}: {}", s.reason.lines().next().unwrap_or_default()),
@@ -40,7 +43,9 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             if kind == ModelKind::Synthetic {
                 line.push_str(" (synthetic)");
             }
-            line.push_str(" · real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)");
+            line.push_str(
+                " · real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)",
+            );
         }
     }
     line
@@ -99,7 +104,13 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
         let error = row.metrics.as_ref().and_then(|m| m.max_abs);
         parts.push(match error {
             Some(0.0) => "the references agree bit for bit".into(),
-            _ => format!("the references agree within {}, widest {}–{} at {}", self::error(error), row.a, row.b, row.point),
+            _ => format!(
+                "the references agree within {}, widest {}–{} at {}",
+                self::error(error),
+                row.a,
+                row.b,
+                row.point
+            ),
         });
     }
     let own = view.lines.iter().flat_map(|l| l.rows.iter()).filter(|r| r.kind == RowKind::Own);
@@ -119,10 +130,14 @@ pub fn hint(row: &Row) -> Option<&'static str> {
         return Some("the shape comes first: values mean nothing before it is right");
     }
     if row.reason.contains("not finite") {
-        return Some("look for a division by zero, an overflow in exp, or memory that was not written");
+        return Some(
+            "look for a division by zero, an overflow in exp, or memory that was not written",
+        );
     }
     if row.kind == RowKind::Own {
-        return Some("this needs no reference: the implementation's own tensors contradict each other");
+        return Some(
+            "this needs no reference: the implementation's own tensors contradict each other",
+        );
     }
     Some(match row.point.stage {
         Stage::Tokens | Stage::Embeddings => {
@@ -134,17 +149,25 @@ pub fn hint(row: &Row) -> Option<&'static str> {
         Stage::Q | Stage::K | Stage::V => {
             "Conv1D weights are [in, out]; c_attn's columns are q, k, v in this order; then the bias"
         }
-        Stage::CacheK | Stage::CacheV => "rows are appended in order of position, and none is overwritten",
+        Stage::CacheK | Stage::CacheV => {
+            "rows are appended in order of position, and none is overwritten"
+        }
         Stage::Scores => "q·k over √D of the head, not of the model; positions match",
         Stage::Probs => "the mask is causal, j ≤ i; softmax runs over keys",
         Stage::Context => "probs · v, heads side by side again in their order",
         Stage::AttnOut => "c_proj is [in, out] as well (not transposed), with its bias",
         Stage::ResidMid | Stage::Block => "the residual is the input of the norm, not its output",
-        Stage::Fc | Stage::Act | Stage::MlpOut => "gelu_new is the tanh form; c_fc and c_proj are [in, out]",
-        Stage::Logits | Stage::LogitsLast => "the head is wte, transposed, with no bias, after ln_f",
+        Stage::Fc | Stage::Act | Stage::MlpOut => {
+            "gelu_new is the tanh form; c_fc and c_proj are [in, out]"
+        }
+        Stage::Logits | Stage::LogitsLast => {
+            "the head is wte, transposed, with no bias, after ln_f"
+        }
         Stage::Argmax | Stage::Generated => {
             "a choice between near equals is excused; this one is not: look at the logits before it"
         }
-        Stage::NextProbs => "softmax of the last row over the vocabulary, after temperature, top-k, top-p",
+        Stage::NextProbs => {
+            "softmax of the last row over the vocabulary, after temperature, top-k, top-p"
+        }
     })
 }

@@ -35,10 +35,12 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
     let m = &result.model;
     let revision = m.revision.as_ref().map(|r| format!(" at revision {r}")).unwrap_or_default();
     let kind = serde_json::to_value(m.kind).ok().and_then(|v| v.as_str().map(String::from));
-    let _ = writeln!(out, "model {} ({}), {}{revision}", m.name, kind.unwrap_or_default(), m.source);
+    let _ =
+        writeln!(out, "model {} ({}), {}{revision}", m.name, kind.unwrap_or_default(), m.source);
     let _ = writeln!(out, "weights sha256 {}", m.sha256);
     let cases: Vec<&str> = result.cases.iter().map(|c| c.name.as_str()).collect();
-    let took = result.seconds.get("total").map(|s| format!(", {}", seconds(*s))).unwrap_or_default();
+    let took =
+        result.seconds.get("total").map(|s| format!(", {}", seconds(*s))).unwrap_or_default();
     let _ = writeln!(out, "cases {}{took}\n", list(&cases));
 
     let mut table = new_table(style);
@@ -56,7 +58,13 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
             Status::Error => colour(Cell::new("error"), Color::Red, style),
         };
         let time = result.seconds.get(&i.name).map(|s| seconds(*s)).unwrap_or("-".into());
-        let row = vec![Cell::new(&i.name), Cell::new(&i.version), Cell::new(worth), status, Cell::new(time)];
+        let row = vec![
+            Cell::new(&i.name),
+            Cell::new(&i.version),
+            Cell::new(worth),
+            status,
+            Cell::new(time),
+        ];
         table.add_row(row);
     }
     let _ = writeln!(out, "{table}");
@@ -146,7 +154,9 @@ fn cell(line: &PointLine<'_>, pair: &Pair, style: &Style) -> Cell {
     match verdict {
         Verdict::Pass => Cell::new(figure.unwrap_or("equal".into())),
         Verdict::Unchecked => Cell::new("UNCHECKED"),
-        Verdict::Warn => colour(Cell::new(format!("{} WARN", figure.unwrap_or_default())), Color::Yellow, style),
+        Verdict::Warn => {
+            colour(Cell::new(format!("{} WARN", figure.unwrap_or_default())), Color::Yellow, style)
+        }
         Verdict::Fail => {
             let text = format!("{} FAIL", figure.unwrap_or_default());
             colour(Cell::new(text.trim_start()), Color::Red, style)
@@ -181,7 +191,9 @@ fn parties(row: &Row) -> String {
 fn notes(out: &mut String, view: &CheckpointView<'_>) {
     let noted = view.lines.iter().flat_map(|l| l.rows.iter());
     let mut seen: Vec<&str> = Vec::new();
-    for row in noted.filter(|r| matches!(r.verdict, Verdict::Pass | Verdict::Warn) && !r.reason.is_empty()) {
+    for row in
+        noted.filter(|r| matches!(r.verdict, Verdict::Pass | Verdict::Warn) && !r.reason.is_empty())
+    {
         if !seen.contains(&row.reason.as_str()) {
             let _ = writeln!(out, "  note: {} at {}: {}", parties(row), place(row), row.reason);
             seen.push(&row.reason);
@@ -192,7 +204,10 @@ fn notes(out: &mut String, view: &CheckpointView<'_>) {
         (n + 1, f + usize::from(matches!(r.verdict, Verdict::Fail | Verdict::Error)))
     });
     if checked > 0 && failed == 0 {
-        let _ = writeln!(out, "  {checked} checks of implementations against themselves and the oracle: all pass");
+        let _ = writeln!(
+            out,
+            "  {checked} checks of implementations against themselves and the oracle: all pass"
+        );
     }
 }
 
@@ -205,14 +220,17 @@ fn failures(out: &mut String, view: &CheckpointView<'_>) {
         let _ = writeln!(out, "  {verdict} {parties} at {}: {}", place(row), row.reason);
         if let Some(m) = row.metrics.as_ref().filter(|_| row.verdict == Verdict::Fail) {
             let [a, b] = m.worst_values;
-            let _ = writeln!(out, "    worst {}: {} against {}", index(&m.worst), value(a), value(b));
+            let _ =
+                writeln!(out, "    worst {}: {} against {}", index(&m.worst), value(a), value(b));
         }
         if let Some(excerpt) = &row.excerpt {
             for line in values(excerpt, &row.a, &row.b) {
                 let _ = writeln!(out, "    {line}");
             }
         }
-        if let Some(hint) = hint(row).filter(|_| row.verdict == Verdict::Fail || row.reason.contains("shape")) {
+        if let Some(hint) =
+            hint(row).filter(|_| row.verdict == Verdict::Fail || row.reason.contains("shape"))
+        {
             let _ = writeln!(out, "    hint: {hint}");
         }
     }
@@ -238,7 +256,8 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
     for case in result.cases.iter().filter(|c| c.sampling.temperature == 0.0) {
         for i in &result.implementations {
             let Some(g) = case.generated.get(&i.name) else { continue };
-            let text = g.text.as_ref().map(|t| format!("{t:?}")).unwrap_or_else(|| format!("{:?}", g.ids));
+            let text =
+                g.text.as_ref().map(|t| format!("{t:?}")).unwrap_or_else(|| format!("{:?}", g.ids));
             table.add_row(vec![Cell::new(&case.name), Cell::new(&i.name), Cell::new(text)]);
             rows += 1;
         }
@@ -250,12 +269,18 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
 
 fn new_table(style: &Style) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(presets::UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     match style.width {
         Some(width) => table.set_width(width.max(60)),
         None => table.set_content_arrangement(ContentArrangement::Disabled),
     };
-    if style.colour { table.enforce_styling() } else { table.force_no_tty() };
+    if style.colour {
+        table.enforce_styling()
+    } else {
+        table.force_no_tty()
+    };
     table
 }
 

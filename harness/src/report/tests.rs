@@ -43,9 +43,16 @@ fn row(a: &str, b: &str, layer: usize, step: usize, error: f64, verdict: Verdict
         }),
         tolerance: 1e-4,
         verdict,
-        reason: if verdict == Verdict::Fail { "1 of 8 elements exceed the tolerance".into() } else { String::new() },
-        excerpt: (verdict == Verdict::Fail)
-            .then(|| Excerpt { from: vec![0, 1, 0], a: vec![Some(0.25), Some(1.5)], b: vec![Some(0.25), Some(0.5)] }),
+        reason: if verdict == Verdict::Fail {
+            "1 of 8 elements exceed the tolerance".into()
+        } else {
+            String::new()
+        },
+        excerpt: (verdict == Verdict::Fail).then(|| Excerpt {
+            from: vec![0, 1, 0],
+            a: vec![Some(0.25), Some(1.5)],
+            b: vec![Some(0.25), Some(0.5)],
+        }),
     }
 }
 
@@ -108,7 +115,9 @@ fn an_honest_run_says_so_in_its_first_line_and_in_one_sentence() {
     let text = table(&honest());
     let first = text.lines().next().unwrap();
     assert!(first.starts_with("PASS · ours matches hf and candle at"), "{first}");
-    assert!(first.contains("real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)"));
+    assert!(first.contains(
+        "real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)"
+    ));
     let sentence = "ours matches hf and candle; the references agree within 1.2e-6, widest hf–candle at h.1.attn.q.";
     assert!(text.contains(sentence), "{text}");
     assert!(text.contains("1 semantics, 1 kernels"), "{text}");
@@ -120,7 +129,9 @@ fn layers_and_steps_fold_onto_the_worst() {
     let text = table(&honest());
     let line = text.lines().find(|l| l.contains("h.*.attn.q")).unwrap();
     // Three pairs: the largest of each over two layers and two steps.
-    for part in ["×4", "4.0e-7", "8.0e-7", "1.2e-6", "1e-4", "layer 1, hello step 1 [0,1,1]", "PASS"] {
+    for part in
+        ["×4", "4.0e-7", "8.0e-7", "1.2e-6", "1e-4", "layer 1, hello step 1 [0,1,1]", "PASS"]
+    {
         assert!(line.contains(part), "{part} is not in {line}");
     }
 }
@@ -164,9 +175,10 @@ fn json_is_the_result() {
     assert_eq!(serde_json::from_str::<RunResult>(&text).unwrap(), result);
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let row = &value["rows"][0];
-    assert_eq!((&row["kind"], &row["point"], &row["max_abs"]), (
-        &"pair".into(), &"h.0.attn.q".into(), &1e-7.into()
-    ));
+    assert_eq!(
+        (&row["kind"], &row["point"], &row["max_abs"]),
+        (&"pair".into(), &"h.0.attn.q".into(), &1e-7.into())
+    );
 }
 
 #[test]

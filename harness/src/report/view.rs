@@ -47,15 +47,14 @@ fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
     stages.dedup();
     let lines: Vec<PointLine<'_>> = stages
         .into_iter()
-        .filter_map(|stage| {
-            line(stage, rows.iter().copied().filter(|r| r.point.stage == stage).collect())
-        })
+        .filter_map(|stage| line(rows.iter().copied().filter(|r| r.point.stage == stage).collect()))
         .collect();
     if lines.is_empty() {
         return None;
     }
     let confirming = |worth: Worth| {
-        let confirms = |i: &&Implementation| i.worth == Some(worth) && confirms(result, &rows, &i.name);
+        let confirms =
+            |i: &&Implementation| i.worth == Some(worth) && confirms(result, &rows, &i.name);
         result.references().filter(confirms).count()
     };
     Some(CheckpointView {
@@ -70,7 +69,8 @@ fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
 
 fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
     let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
-    let pairs = || rows.iter().filter(|r| r.kind == RowKind::Pair && r.a == subject && r.b == reference);
+    let pairs =
+        || rows.iter().filter(|r| r.kind == RowKind::Pair && r.a == subject && r.b == reference);
     let bad = |r: &&&Row| matches!(r.verdict, Verdict::Fail | Verdict::Error);
     pairs().any(|r| r.verdict != Verdict::Unchecked) && pairs().find(bad).is_none()
 }
@@ -82,7 +82,7 @@ fn overall(rows: &[&Row]) -> Verdict {
     checked.unwrap_or(Verdict::Unchecked)
 }
 
-fn line<'a>(stage: Stage, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
+fn line<'a>(rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
     let worst = rows.iter().copied().max_by(|x, y| {
         let key = |r: &Row| match r.verdict {
             Verdict::Unchecked => (Verdict::Pass, -1.0),
@@ -99,7 +99,11 @@ fn line<'a>(stage: Stage, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
     layers.sort_unstable();
     layers.dedup();
     let label = match layers[..] {
-        [_, _, ..] => rows[0].point.to_string().replacen(&format!("h.{}", rows[0].layer.unwrap_or(0)), "h.*", 1),
+        [_, _, ..] => rows[0].point.to_string().replacen(
+            &format!("h.{}", rows[0].layer.unwrap_or(0)),
+            "h.*",
+            1,
+        ),
         _ => rows[0].point.to_string(),
     };
     Some(PointLine { label, folded: places.len(), verdict: overall(&rows), worst, rows })
