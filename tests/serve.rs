@@ -110,7 +110,10 @@ fn text_and_ids_whole_and_streamed_give_what_generate_gives() {
     let daemon = Daemon::start(&[]);
     let ask = json!({"prompt": "Hello.", "max_tokens": 10, "temperature": 0, "ignore_eos": true, "return_token_ids": true});
     let whole = daemon.complete(ask.clone());
-    assert_eq!(whole["usage"], json!({"prompt_tokens": 2, "completion_tokens": 10, "total_tokens": 12}));
+    assert_eq!(
+        whole["usage"],
+        json!({"prompt_tokens": 2, "completion_tokens": 10, "total_tokens": 12})
+    );
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
 
     let mut by_ids = ask.clone();
@@ -122,12 +125,16 @@ fn text_and_ids_whole_and_streamed_give_what_generate_gives() {
         .output()
         .unwrap();
     let printed = String::from_utf8(printed.stdout).unwrap();
-    assert!(printed.trim_end_matches('\n').ends_with(text(&whole).trim_end_matches('\n')), "{printed:?}");
+    assert!(
+        printed.trim_end_matches('\n').ends_with(text(&whole).trim_end_matches('\n')),
+        "{printed:?}"
+    );
 
     let mut streamed = ask;
     streamed["stream"] = json!(true);
     streamed["stream_options"] = json!({"include_usage": true});
-    let response = agent().post(format!("{}/v1/completions", daemon.url)).send_json(&streamed).unwrap();
+    let response =
+        agent().post(format!("{}/v1/completions", daemon.url)).send_json(&streamed).unwrap();
     let body = response.into_body().read_to_string().unwrap();
     let lines: Vec<&str> = body.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
     let (last, chunks) = lines.split_last().unwrap();
@@ -143,9 +150,7 @@ fn text_and_ids_whole_and_streamed_give_what_generate_gives() {
 #[test]
 fn a_stop_string_ends_the_text_before_itself() {
     let daemon = Daemon::start(&[]);
-    let ask = |stop: Value| {
-        json!({"prompt": "Hello.", "max_tokens": 24, "temperature": 0, "ignore_eos": true, "stop": stop})
-    };
+    let ask = |stop: Value| json!({"prompt": "Hello.", "max_tokens": 24, "temperature": 0, "ignore_eos": true, "stop": stop});
     let whole = text(&daemon.complete(ask(Value::Null)));
     // Some four characters from the middle, so that they cross a token's border.
     let middle: String = whole.chars().skip(whole.chars().count() / 2).take(4).collect();
@@ -293,9 +298,18 @@ fn openai_python() -> std::path::PathBuf {
     let python = home.join("bin/python");
     let done = home.join("done");
     if !done.exists() {
-        let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+        let run =
+            |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
         run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
-        run(Command::new(&python).args(["-m", "pip", "install", "-q", "--require-hashes", "-r", pins]));
+        run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--require-hashes",
+            "-r",
+            pins,
+        ]));
         std::fs::write(done, "").unwrap();
     }
     python

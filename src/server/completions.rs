@@ -17,13 +17,17 @@ use super::error::ApiError;
 use super::request::{CompletionRequest, json as read_json};
 use super::worker::{Event, FinishReason, Job, Token, events};
 
-pub async fn create(State(app): State<App>, body: Result<Bytes, axum::extract::rejection::BytesRejection>) -> Result<Response, ApiError> {
+pub async fn create(
+    State(app): State<App>,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, ApiError> {
     let body = body.map_err(|e| ApiError::invalid(None, e.body_text()).with(e.status(), "body"))?;
     let request: CompletionRequest = read_json(&body)?;
     let checked = request.check(&app.model, app.worker.ready()?)?;
     let (sender, receiver) = events();
     let prompt_tokens = checked.ids.len();
-    let head = Head { id: format!("cmpl-{:016x}", id()), created: now(), model: app.model.to_string() };
+    let head =
+        Head { id: format!("cmpl-{:016x}", id()), created: now(), model: app.model.to_string() };
     app.worker.submit(Job {
         ids: checked.ids,
         options: checked.options,
@@ -31,7 +35,8 @@ pub async fn create(State(app): State<App>, body: Result<Bytes, axum::extract::r
         logprobs: checked.logprobs,
         events: sender,
     })?;
-    let answer = Answer { head, prompt_tokens, with_ids: request.return_token_ids, ..Default::default() };
+    let answer =
+        Answer { head, prompt_tokens, with_ids: request.return_token_ids, ..Default::default() };
     if request.stream {
         let usage = request.stream_options.is_some_and(|o| o.include_usage);
         return Ok(stream(answer, receiver, usage).into_response());
@@ -81,7 +86,13 @@ impl Answer {
         Err(super::worker::Refused::Down("the engine stopped before it answered".into()).into())
     }
 
-    fn body(&self, text: &str, ids: &[u32], logprobs: Value, finish: Option<FinishReason>) -> Value {
+    fn body(
+        &self,
+        text: &str,
+        ids: &[u32],
+        logprobs: Value,
+        finish: Option<FinishReason>,
+    ) -> Value {
         let mut choice = json!({
             "text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish.map(FinishReason::name),
         });
@@ -104,7 +115,8 @@ impl Answer {
     /// One token's logprobs in OpenAI's form, lists of one.
     fn logprobs(&mut self, token: &Token) -> Option<Value> {
         let l = token.logprob.as_ref()?;
-        let top: serde_json::Map<String, Value> = l.top.iter().map(|(t, p)| (t.clone(), json!(p))).collect();
+        let top: serde_json::Map<String, Value> =
+            l.top.iter().map(|(t, p)| (t.clone(), json!(p))).collect();
         let value = json!({
             "tokens": [l.token], "token_logprobs": [l.logprob], "top_logprobs": [top],
             "text_offset": [self.offset],

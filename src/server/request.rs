@@ -85,7 +85,8 @@ pub struct Checked {
 
 /// Reads a JSON body; the error says where it went wrong.
 pub fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|e| ApiError::invalid(None, format!("failed to read the body: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| ApiError::invalid(None, format!("failed to read the body: {e}")))
 }
 
 impl CompletionRequest {
@@ -105,15 +106,22 @@ impl CompletionRequest {
             }
         };
         if ids.is_empty() {
-            return Err(ApiError::invalid(Some("prompt"), "prompt has no tokens; expected one or more"));
+            return Err(ApiError::invalid(
+                Some("prompt"),
+                "prompt has no tokens; expected one or more",
+            ));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= ready.info.vocab_size) {
-            let message = format!("token id {id} is outside the vocabulary of {}", ready.info.vocab_size);
+            let message =
+                format!("token id {id} is outside the vocabulary of {}", ready.info.vocab_size);
             return Err(ApiError::invalid(Some("prompt"), message));
         }
         let max_new_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
         if max_new_tokens == 0 {
-            return Err(ApiError::invalid(Some("max_tokens"), "max_tokens is 0; expected 1 or more"));
+            return Err(ApiError::invalid(
+                Some("max_tokens"),
+                "max_tokens is 0; expected 1 or more",
+            ));
         }
         let (prompt, positions) = (ids.len(), ready.info.n_positions);
         if prompt.saturating_add(max_new_tokens - 1) > positions {
@@ -123,8 +131,10 @@ impl CompletionRequest {
             let error = ApiError::invalid(Some("max_tokens"), message);
             return Err(error.with(StatusCode::BAD_REQUEST, "context_length_exceeded"));
         }
-        let stop_ids = if self.ignore_eos { vec![] } else { ready.info.end_of_text.into_iter().collect() };
-        let options = Options { max_new_tokens, sampling: self.sampling()?, stop_ids, forced_ids: None };
+        let stop_ids =
+            if self.ignore_eos { vec![] } else { ready.info.end_of_text.into_iter().collect() };
+        let options =
+            Options { max_new_tokens, sampling: self.sampling()?, stop_ids, forced_ids: None };
         Ok(Checked { ids, options, stop: self.stops()?, logprobs: self.logprobs()? })
     }
 
@@ -146,7 +156,13 @@ impl CompletionRequest {
             return Err(ApiError::invalid(Some("repetition_penalty"), message));
         }
         let seed = self.seed.map_or_else(fresh_seed, |s| s as u64);
-        Ok(Sampling { temperature, top_p, top_k: self.top_k.unwrap_or(0), repetition_penalty, seed })
+        Ok(Sampling {
+            temperature,
+            top_p,
+            top_k: self.top_k.unwrap_or(0),
+            repetition_penalty,
+            seed,
+        })
     }
 
     fn stops(&self) -> Result<Vec<String>, ApiError> {

@@ -15,7 +15,11 @@ use super::worker::Worker;
 const DRAIN: Duration = Duration::from_secs(60);
 
 /// Serves until a signal; the exit code is 0 if everything accepted was finished.
-pub async fn serve(listener: TcpListener, router: Router, worker: Arc<Worker>) -> std::io::Result<u8> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    worker: Arc<Worker>,
+) -> std::io::Result<u8> {
     let (announce, stopping) = watch::channel(false);
     let mut seen = stopping.clone();
     let wait = async move {

@@ -131,7 +131,11 @@ pub fn events() -> (mpsc::Sender<Event>, mpsc::Receiver<Event>) {
     mpsc::channel(EVENTS)
 }
 
-fn work(args: &ServeArgs, queue: &Receiver<Job>, state: &OnceLock<std::result::Result<Ready, Failed>>) {
+fn work(
+    args: &ServeArgs,
+    queue: &Receiver<Job>,
+    state: &OnceLock<std::result::Result<Ready, Failed>>,
+) {
     let (model, tokenizer) = match load(args) {
         Ok((model, tokenizer, info)) => {
             let tokenizer = Arc::new(tokenizer);
