@@ -18,7 +18,7 @@ from .models import write_safetensors
 LONG = [(i * 7919) % 50257 for i in range(64)]
 FORCED = [262, 1110, 373, 257, 1310]
 
-# CONTRACTS' classes: |a - b| <= class * max(1, |a|, |b|).
+# The classes of docs/TOLERANCES.md: |a - b| <= class * max(1, |a|, |b|).
 CLASSES = [
     (r"tokens|argmax|embeddings", 0),
     (r".*\.ln_1", 1e-5),
