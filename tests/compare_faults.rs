@@ -88,7 +88,7 @@ fn exchanged_names_transposed_and_unscaled_tensors_say_what_they_are() {
         "{}",
         reason(&c, "h.0.attn.q")
     );
-    assert!(reason(&c, "h.1.attn.scores").contains("of hf is 0.500000 times that of theirs"));
+    assert!(reason(&c, "h.1.attn.scores").contains("of theirs is 2.000000 times that of hf"));
 
     // A square matrix whose axes were exchanged has the right shape and the wrong numbers.
     let square = Tensor::f32(vec![4, 4], (0..16).map(|i| (i * i % 11) as f32).collect());

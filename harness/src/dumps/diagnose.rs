@@ -120,8 +120,13 @@ fn scaled(key: &Key, a: Labelled<'_>, b: Labelled<'_>, labelled: f64) -> Option<
     }
     let values = y.values.iter().map(|v| v * factor).collect();
     let d = matches(key, x, &Numbers { values, ..y.clone() })?;
+    // Said with the larger one first: 8 times, not 0.125 times.
+    let (more, less, times) = match factor.abs() >= 1.0 {
+        true => (a.side, b.side, factor),
+        false => (b.side, a.side, 1.0 / factor),
+    };
     (d < labelled * BETTER).then(|| {
-        format!("{} of {} is {factor:.6} times that of {}", key.point, a.side.name, b.side.name)
+        format!("{} of {} is {times:.6} times that of {}", key.point, more.name, less.name)
     })
 }
 

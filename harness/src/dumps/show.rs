@@ -251,7 +251,10 @@ fn failures(compared: &Compared) -> String {
         if asked || shown < ELEMENTS_SHOWN {
             shown += usize::from(!asked);
             let numbers = |v: &[Option<f64>]| {
-                let show = |x: &Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.7}"));
+                // Only masked cells of scores are -inf in an honest dump.
+                let masked = row.point.stage.is_causal() && !row.reason.contains("not finite");
+                let none = if masked { "masked" } else { "not finite" };
+                let show = |x: &Option<f64>| x.map_or(none.into(), |x| format!("{x:.7}"));
                 v.iter().map(show).collect::<Vec<_>>().join("  ")
             };
             let _ = writeln!(out, "    {} from {:?}", whereabouts(row), e.from);
