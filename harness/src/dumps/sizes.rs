@@ -92,7 +92,7 @@ impl Known {
                     width.add(*e);
                     tokens.entry(place).or_default().add(*t);
                 }
-                (stage, [t, _]) if matches!(stage, Stage::Fc | Stage::Act | Stage::Logits) => {
+                (Stage::Fc | Stage::Act | Stage::Logits, [t, _]) => {
                     tokens.entry(place).or_default().add(*t);
                 }
                 (Stage::Q, [t, e]) if n.layout == Layout::Merged => {

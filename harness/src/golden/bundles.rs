@@ -179,15 +179,15 @@ pub fn check(live: &mut Live, bundle: &Bundle, golden: &str) -> Result<Vec<Golde
         })?;
         for entry in bundle.manifest.tensors.iter().filter(|e| e.case == *case) {
             let place = format!("{case}, step {}, {}", entry.step, entry.point);
-            let compared = GoldenKey::parse(&entry.point).and_then(|key| {
-                let checkpoint = key.point.checkpoint().number;
-                let compared = one(bundle, &captured, case, record, entry.step, &entry.point, &key);
-                tallies.entry(checkpoint).or_default().take(&place, compared);
-                Ok(())
-            });
-            if let Err(why) = compared {
-                tallies.entry(0).or_default().fail(why);
-            }
+            let key = match GoldenKey::parse(&entry.point) {
+                Ok(key) => key,
+                Err(why) => {
+                    tallies.entry(0).or_default().fail(why);
+                    continue;
+                }
+            };
+            let compared = one(bundle, &captured, case, record, entry.step, &entry.point, &key);
+            tallies.entry(key.point.checkpoint().number).or_default().take(&place, compared);
         }
         let free = live.run(Ask {
             ids: record.ids.clone(),
