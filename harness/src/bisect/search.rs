@@ -14,7 +14,7 @@ pub enum Found<'a> {
     /// The first FAIL, and the last point before it that was checked and passed, if any was: the
     /// cause may lie at any point after that.
     Between(Option<Point>, &'a Row),
-    /// No FAIL, and the points that nobody checked.
+    /// No FAIL, and the points that the subject showed and nobody checked.
     Nothing { unchecked: Vec<Point> },
 }
 
@@ -26,6 +26,8 @@ type Place = (usize, Point, usize);
 #[derive(Debug, Default)]
 struct Known<'a> {
     passed: bool,
+    /// The subject says that it can't show this.
+    by_nature: bool,
     fail: Option<&'a Row>,
 }
 
@@ -33,7 +35,8 @@ pub fn search(result: &RunResult) -> Found<'_> {
     let places = places(result);
     let first = places.iter().find_map(|(place, known)| Some((*place, known.fail?)));
     let Some((place, row)) = first else {
-        let unchecked = places.iter().filter(|(_, k)| !k.passed).map(|((_, p, _), _)| *p);
+        let unchecked =
+            places.iter().filter(|(_, k)| !k.passed && !k.by_nature).map(|((_, p, _), _)| *p);
         let mut unchecked: Vec<Point> = unchecked.collect();
         unchecked.sort();
         unchecked.dedup();
@@ -66,7 +69,10 @@ fn places(result: &RunResult) -> BTreeMap<Place, Known<'_>> {
             Verdict::Fail => {
                 known.fail.get_or_insert(row);
             }
-            Verdict::Unchecked | Verdict::Error => {}
+            Verdict::Unchecked => {
+                known.by_nature |= row.reason.starts_with(&format!("{subject}: "));
+            }
+            Verdict::Error => {}
         }
     }
     places
@@ -201,5 +207,14 @@ mod tests {
     fn no_divergence_lists_what_nobody_checked() {
         let r = result(vec![row("s", "x", "h.0", 0, Pass), row("s", "x", "ln_f", 0, Unchecked)]);
         assert_eq!(search(&r), Found::Nothing { unchecked: vec!["ln_f".parse().unwrap()] });
+
+        let mut cannot = row("s", "x", "ln_f", 0, Unchecked);
+        cannot.reason = "s: not written yet".into();
+        let r = result(vec![row("s", "x", "h.0", 0, Pass), cannot]);
+        assert_eq!(
+            search(&r),
+            Found::Nothing { unchecked: vec![] },
+            "an unfinished engine is no fault"
+        );
     }
 }

@@ -66,7 +66,7 @@ pub struct Common {
     pub references: Vec<String>,
 
     /// The implementation under test: a command that speaks the adapter protocol, split into words
-    /// as a shell does it, run without one; or the http:// address of a running llorch-cpud, of which
+    /// as a shell does it (NAME=value in front sets its environment), run without one; or the http:// address of a running llorch-cpud, of which
     /// only tokens and generation can be judged [default: `llorch-cpud trace`]
     #[arg(long, value_name = "COMMAND|URL")]
     pub subject: Option<String>,

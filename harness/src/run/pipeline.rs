@@ -117,8 +117,7 @@ impl Run<'_> {
     ) -> Result<Vec<Evidence>, RunError> {
         self.prepare(subject, provisioning)?;
         let references = &self.request.references;
-        let mut taken: Vec<String> = references.iter().map(|m| m.name.clone()).collect();
-        taken.push(crate::lineup::ENGINE.into());
+        let taken = references.iter().map(|m| m.name.clone()).collect();
         let settings = Settings {
             plan: &self.plan,
             limits: self.request.limits.clone(),

@@ -74,8 +74,7 @@ impl AdapterCommand {
     }
 
     /// Splits `line` like a POSIX shell splits words (quotes, backslashes, `NAME=value` in front). No
-    /// shell runs: `$HOME`,
-    /// `*` and `|` are plain characters.
+    /// shell runs: `$HOME`, `*` and `|` are plain characters.
     pub fn from_words(name: impl Into<String>, line: &str) -> Result<Self, CommandError> {
         let name = name.into();
         let Some(words) = shlex::split(line) else {
