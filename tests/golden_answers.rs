@@ -80,7 +80,15 @@ impl Known {
             json!({"kind": "next_token", "text": "Hello.", "argmax": argmax, "argmax_text": "", "logit": logit, "tol": 1e-4}),
             json!({"kind": "tokenize", "text": "Hello.", "ids": ids}),
             json!({"kind": "stage", "note": "block 0 ln_1 applied to wte[15496]", "tol": 1e-4, "first10": self.normalized(15496)}),
+            json!({"kind": "stage", "note": "block 0 mlp.c_fc applied to wte[15496]", "tol": 1e-4,
+                "first10": self.through_c_fc(15496)}),
         ]
+    }
+
+    /// A row of wte through the FFN's first matrix, by the harness's own float64.
+    fn through_c_fc(&self, token: usize) -> Vec<f64> {
+        let row = self.weights.row("wte.weight", Some(token)).unwrap();
+        self.weights.conv1d("h.0.mlp.c_fc", &row).unwrap()[..10].to_vec()
     }
 
     /// Layer normalization of a row of wte, in float64 from the weights.
@@ -93,7 +101,11 @@ impl Known {
         let mean = x.iter().sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / x.len() as f64;
         let deviation = (variance + 1e-5).sqrt();
-        (0..10).map(|i| (x[i] - mean) / deviation * gain[i] + bias[i]).collect()
+        let here: Vec<f64> =
+            (0..10).map(|i| (x[i] - mean) / deviation * gain[i] + bias[i]).collect();
+        let theirs = self.weights.layer_norm("h.0.ln_1", &x).unwrap();
+        assert!(here.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-12));
+        here
     }
 }
 

@@ -20,6 +20,9 @@ pub enum AnswerError {
     /// The question can't be put to these weights, or the answer did not come whole.
     #[error("{0}")]
     Refused(String),
+    /// The subject can't answer by its nature.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl From<llorch_trace::Error> for AnswerError {
@@ -132,6 +135,11 @@ impl Questioner<'_> {
     }
 
     fn capture(&mut self, ids: &[u32], points: &[&str], new: usize) -> Result<Captured> {
+        for point in points {
+            if let Some(why) = self.live.hello().unsupported_reason(point) {
+                return Err(AnswerError::Unsupported(format!("{point}: {why}")));
+            }
+        }
         let points = points.iter().map(|p| p.to_string()).collect();
         Ok(self.live.run(Ask {
             ids: ids.to_vec(),
@@ -194,17 +202,15 @@ impl Questioner<'_> {
                 return Err(format!("its note names neither ln_1 nor mlp.c_fc: {note:?}").into());
             }
         };
+        let input = self.weights.row("wte.weight", Some(token as usize))?;
         if !self.live.hello().can("inject") {
-            return Err("the subject can't inject, and no prompt shows a module alone"
-                .to_string()
-                .into());
+            // No prompt shows a module alone: then it is the weights that are checked.
+            return Ok(match read.stage {
+                Stage::Ln1 => (what, self.weights.layer_norm("h.0.ln_1", &input)?),
+                _ => (what, self.weights.conv1d("h.0.mlp.c_fc", &input)?),
+            });
         }
-        let values: Vec<f32> = self
-            .weights
-            .row("wte.weight", Some(token as usize))?
-            .iter()
-            .map(|x| *x as f32)
-            .collect();
+        let values: Vec<f32> = input.iter().map(|x| *x as f32).collect();
         let folder = tempfile::tempdir().map_err(|e| AnswerError::Refused(e.to_string()))?;
         let file = folder.path().join("row.npy");
         write_npy(&file, &Tensor::f32(vec![1, values.len()], values))?;

@@ -107,6 +107,8 @@ struct Tally {
     compared: usize,
     failed: usize,
     first_failure: Option<String>,
+    /// Why points of it can't be had from this subject, by its nature.
+    unsupported: Option<String>,
     worst: Option<(f64, String, Option<f64>, f64)>,
 }
 
@@ -144,12 +146,12 @@ impl Tally {
 
     fn row(self, golden: &str, what: String) -> GoldenRow {
         let (_, worst, max_abs, tolerance) = self.worst.unwrap_or_default();
-        let reason = match (self.first_failure, self.failed) {
-            (None, _) => String::new(),
-            (Some(first), 1) => first,
-            (Some(first), n) => format!("{first}; and {} more", n - 1),
+        let (verdict, reason) = match (self.first_failure, self.failed, self.unsupported) {
+            (Some(first), 1, _) => (Verdict::Fail, first),
+            (Some(first), n, _) => (Verdict::Fail, format!("{first}; and {} more", n - 1)),
+            (None, _, Some(why)) if self.compared == 0 => (Verdict::Unchecked, why),
+            (None, _, why) => (Verdict::Pass, why.unwrap_or_default()),
         };
-        let verdict = if self.failed == 0 { Verdict::Pass } else { Verdict::Fail };
         let golden = golden.to_string();
         GoldenRow {
             golden,
@@ -160,6 +162,7 @@ impl Tally {
             tolerance,
             verdict,
             reason,
+            missing: false,
         }
     }
 }
@@ -167,8 +170,12 @@ impl Tally {
 /// Runs every case of the golden through the subject: a row for each checkpoint.
 pub fn check(live: &mut Live, bundle: &Bundle, golden: &str) -> Result<Vec<GoldenRow>, LiveError> {
     let mut tallies: BTreeMap<u8, Tally> = BTreeMap::new();
+    let hello = live.hello().clone();
     for (case, record) in &bundle.manifest.cases {
-        let generated = record.generated.clone().unwrap_or_default();
+        let mut generated = record.generated.clone().unwrap_or_default();
+        if !hello.can("generate") {
+            generated.clear();
+        }
         let captured = live.run(Ask {
             ids: record.ids.clone(),
             points: vec!["*".into()],
@@ -186,8 +193,21 @@ pub fn check(live: &mut Live, bundle: &Bundle, golden: &str) -> Result<Vec<Golde
                     continue;
                 }
             };
+            let declared = hello.unsupported_reason(&key.point.to_string());
+            let no_steps =
+                (entry.step > 0 && !hello.can("generate")).then_some("it has no decode steps");
+            if let Some(why) = declared.or(no_steps) {
+                let tally = tallies.entry(key.point.checkpoint().number).or_default();
+                tally.unsupported.get_or_insert(format!("{}: {why}", key.point));
+                continue;
+            }
             let compared = one(bundle, &captured, case, record, entry.step, &entry.point, &key);
             tallies.entry(key.point.checkpoint().number).or_default().take(&place, compared);
+        }
+        if !hello.can("generate") {
+            let why = "it does not generate".to_string();
+            tallies.entry(12).or_default().unsupported = Some(why);
+            continue;
         }
         let free = live.run(Ask {
             ids: record.ids.clone(),

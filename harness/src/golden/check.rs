@@ -183,11 +183,7 @@ fn unchecked(
         if entry.needs_no_weights() && nano.hello().can("tokenize") {
             answers.push(ask(&mut Questioner { live: nano, weights: &weights }, of, entry)?);
         } else {
-            answers.push(Answer {
-                verdict: Verdict::Unchecked,
-                reason: reason.into(),
-                ..blank(of, entry)
-            });
+            answers.push(Answer { reason: reason.into(), missing: true, ..blank(of, entry) });
         }
     }
     Ok(answers)
@@ -215,6 +211,10 @@ fn ask(questioner: &mut Questioner<'_>, of: &str, entry: &Entry) -> Result<Answe
         Err(AnswerError::Refused(reason)) => {
             (answer.verdict, answer.reason) = (Verdict::Fail, reason);
         }
+        Err(AnswerError::Unsupported(reason)) => answer.reason = reason,
+        Err(AnswerError::Live(LiveError::Adapter(f))) if f.kind == FailureKind::Unsupported => {
+            answer.reason = f.message;
+        }
         // It lives on: these weights can't be asked that.
         Err(AnswerError::Live(LiveError::Adapter(failure))) if failure.is_recoverable() => {
             (answer.verdict, answer.reason) = (Verdict::Fail, failure.message);
@@ -234,6 +234,7 @@ fn blank(of: &str, entry: &Entry) -> Answer {
         verdict: Verdict::Unchecked,
         reason: String::new(),
         checks: Vec::new(),
+        missing: false,
     }
 }
 
@@ -290,6 +291,7 @@ fn nano_goldens(live: &mut Live, model: &ResolvedModel) -> Result<Vec<GoldenRow>
             max_abs: None,
             tolerance: 0.0,
             verdict: Verdict::Unchecked,
+            missing: true,
             reason: format!(
                 "recorded from weights with sha256 {recorded}, these have {}; llorch-diff golden record renews it",
                 model.weights_sha256()

@@ -31,6 +31,7 @@ pub fn check(live: &mut Live) -> Result<GoldenRow, LiveError> {
         tolerance: 0.0,
         verdict: Verdict::Pass,
         reason: String::new(),
+        missing: false,
     };
     if !live.hello().can("tokenize") {
         row.verdict = Verdict::Unchecked;
@@ -66,6 +67,7 @@ pub fn check(live: &mut Live) -> Result<GoldenRow, LiveError> {
     }
     if row.compared == 0 {
         row.verdict = Verdict::Unchecked;
+        row.missing = true;
         row.reason = format!("{FILE} is not in this build");
     }
     Ok(row)

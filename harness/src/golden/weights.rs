@@ -8,11 +8,47 @@ use llorch_trace::{Error, Result, Tensor};
 #[derive(Debug)]
 pub struct Weights {
     file: SafetensorsFile,
+    layer_norm_epsilon: f64,
 }
 
 impl Weights {
     pub fn open(model_dir: &Path) -> Result<Weights> {
-        Ok(Weights { file: SafetensorsFile::open(&model_dir.join("model.safetensors"))? })
+        let file = SafetensorsFile::open(&model_dir.join("model.safetensors"))?;
+        let config = std::fs::read(model_dir.join("config.json")).unwrap_or_default();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+        // Hugging Face's default where the key is absent.
+        let layer_norm_epsilon = config["layer_norm_epsilon"].as_f64().unwrap_or(1e-5);
+        Ok(Weights { file, layer_norm_epsilon })
+    }
+
+    /// Layer normalization of one row `[E]` by the module `name`, in float64.
+    pub fn layer_norm(&self, name: &str, x: &[f64]) -> Result<Vec<f64>> {
+        let gain = self.row(&format!("{name}.weight"), None)?;
+        let bias = self.row(&format!("{name}.bias"), None)?;
+        let n = x.len().max(1) as f64;
+        let mean = x.iter().sum::<f64>() / n;
+        let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        let deviation = (variance + self.layer_norm_epsilon).sqrt();
+        let scaled = x.iter().map(|v| (v - mean) / deviation);
+        Ok(scaled.zip(&gain).zip(&bias).map(|((v, g), b)| v * g + b).collect())
+    }
+
+    /// One row `[in]` through the Conv1D `name`, whose weight is `[in, out]`, in float64.
+    pub fn conv1d(&self, name: &str, x: &[f64]) -> Result<Vec<f64>> {
+        let weight = self.tensor(&format!("{name}.weight"))?;
+        let mut out = self.row(&format!("{name}.bias"), None)?;
+        let n = out.len();
+        if weight.shape != [x.len(), n] {
+            let what =
+                format!("{name}.weight has shape {:?}; expected [{}, {n}]", weight.shape, x.len());
+            return Err(Error::Name(what));
+        }
+        for (i, v) in x.iter().enumerate() {
+            for (j, sum) in out.iter_mut().enumerate() {
+                *sum += v * weight.get(i * n + j);
+            }
+        }
+        Ok(out)
     }
 
     /// By its name without `transformer.`, which some files have in front.
