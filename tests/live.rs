@@ -10,7 +10,10 @@ use serde_json::Value;
 
 #[test]
 fn the_engine_passes_all_13_checkpoints_against_three_references() {
-    let output = diff().args(["run", "--format", "json"]).output().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let out = out.to_str().unwrap();
+    let output = diff().args(["run", "--format", "json", "--out", out]).output().unwrap();
     let (stdout, stderr) = texts(&output);
     let result: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}\n{stderr}"));
     assert_conforms("result", &result);
@@ -49,6 +52,14 @@ fn the_engine_passes_all_13_checkpoints_against_three_references() {
     }
     let unchecked = result["unchecked"].as_array().unwrap();
     assert!(unchecked.iter().any(|u| u["what"] == "real GPT-2 weights"), "nano is not GPT-2");
+
+    let bisect = diff().args(["bisect", "--from", out]).output().unwrap();
+    let found = texts(&bisect).0;
+    assert_eq!(bisect.status.code(), Some(0), "{found}");
+    assert!(
+        found.starts_with("NO DIVERGENCE\nllorch-cpud agrees with hf, tinygrad and candle"),
+        "{found}"
+    );
 }
 
 #[test]

@@ -58,17 +58,19 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        // From here on dropping it ends it, whatever goes wrong.
+        let mut daemon = Daemon { child, url: String::new() };
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("listening on ").unwrap().to_string();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        daemon.url = line.trim().strip_prefix("listening on ").unwrap().to_string();
         // It answers 503 until the model is loaded.
         for _ in 0..600 {
-            if ureq::get(format!("{url}/health")).call().is_ok() {
-                return Daemon { child, url };
+            if ureq::get(format!("{}/health", daemon.url)).call().is_ok() {
+                return daemon;
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        let _ = child.kill();
         panic!("the daemon was not ready within a minute");
     }
 }

@@ -43,7 +43,7 @@ pub fn nudged(tensor: &Tensor, by: f32) -> Tensor {
     if tensor.to_f64().is_empty() || matches!(tensor.data, llorch_trace::TensorData::I64(_)) {
         return tensor.clone();
     }
-    let sign = |i: usize| if i % 2 == 0 { by } else { -by };
+    let sign = |i: usize| if i.is_multiple_of(2) { by } else { -by };
     let values = tensor.to_f64().iter().enumerate().map(|(i, x)| *x as f32 + sign(i)).collect();
     Tensor::f32(tensor.shape.clone(), values)
 }
