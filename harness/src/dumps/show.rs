@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use llorch_trace::Stage;
 
 use super::compare::{Compared, SourceRecord};
@@ -206,6 +206,11 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
             row.metrics.as_ref().map_or(String::new(), |m| format!("{:?}", m.worst)),
             verdict,
         ]);
+    }
+    for column in [1, 2, 8] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     for column in [4, 5, 6] {
         if let Some(column) = table.column_mut(column) {

@@ -130,11 +130,12 @@ impl Tally {
         }
         if !c.within() {
             let m = &c.metrics;
-            let what =
-                format!("{place}: {} of {} elements exceed the tolerance", m.exceeding, m.total);
+            let number = |x: Option<f64>| x.map_or("not finite".into(), |x| x.to_string());
+            let [found, expected] = m.worst_values.map(number);
+            let how_many = format!("{} of {} elements exceed the tolerance", m.exceeding, m.total);
+            let at = &m.worst;
             self.fail(format!(
-                "{what}, the worst at {:?}: {:?} against {:?}",
-                m.worst, m.worst_values[0], m.worst_values[1]
+                "{place}: {how_many}, the worst at {at:?}: {found} against {expected}"
             ));
         }
     }
@@ -150,7 +151,8 @@ impl Tally {
             (Some(first), 1, _) => (Verdict::Fail, first),
             (Some(first), n, _) => (Verdict::Fail, format!("{first}; and {} more", n - 1)),
             (None, _, Some(why)) if self.compared == 0 => (Verdict::Unchecked, why),
-            (None, _, why) => (Verdict::Pass, why.unwrap_or_default()),
+            (None, _, Some(why)) => (Verdict::Pass, format!("not all of its points: {why}")),
+            (None, _, None) => (Verdict::Pass, String::new()),
         };
         let golden = golden.to_string();
         GoldenRow {
@@ -198,7 +200,7 @@ pub fn check(live: &mut Live, bundle: &Bundle, golden: &str) -> Result<Vec<Golde
                 (entry.step > 0 && !hello.can("generate")).then_some("it has no decode steps");
             if let Some(why) = declared.or(no_steps) {
                 let tally = tallies.entry(key.point.checkpoint().number).or_default();
-                tally.unsupported.get_or_insert(format!("{}: {why}", key.point));
+                tally.unsupported.get_or_insert(why.to_string());
                 continue;
             }
             let compared = one(bundle, &captured, case, record, entry.step, &entry.point, &key);

@@ -101,7 +101,7 @@ impl Subject {
 
 pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
     let member = lineup::subject(args.subject.as_deref())?;
-    let name = args.subject.clone().unwrap_or_else(|| member.name.clone());
+    let mut name = member.name.clone();
     let options = ProvisionOptions { offline: args.offline, quiet: false, allow: true };
     let subject = Subject { member, options };
     let published = published::read()?;
@@ -111,6 +111,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
         None => {
             let nano = llorch_models::resolve("nano", &ResolveOptions::default())?;
             let mut live = subject.load(&nano)?;
+            name.clone_from(&live.hello().name);
             goldens.extend(nano_goldens(&mut live, &nano)?);
             goldens.push(tokenizer::check(&mut live)?);
             for (of, entries) in &published {
@@ -124,6 +125,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
                 Ok(model) => {
                     let (of, entries) = section(&published, &model);
                     let mut live = subject.load(&model)?;
+                    name.clone_from(&live.hello().name);
                     if is_nano(&model)? {
                         goldens.extend(nano_goldens(&mut live, &model)?);
                     }
@@ -135,6 +137,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
                 Err(error) => {
                     let nano = llorch_models::resolve("nano", &ResolveOptions::default())?;
                     let mut live = subject.load(&nano)?;
+                    name.clone_from(&live.hello().name);
                     let (of, entries) = named_section(&published, model);
                     answers.extend(unchecked(&mut live, of, entries, &error.to_string())?);
                     live.finish();
@@ -180,7 +183,7 @@ fn unchecked(
     let weights = Weights::open(&model.dir)?;
     let mut answers = Vec::new();
     for entry in entries {
-        if entry.needs_no_weights() && nano.hello().can("tokenize") {
+        if entry.needs_no_weights() {
             answers.push(ask(&mut Questioner { live: nano, weights: &weights }, of, entry)?);
         } else {
             answers.push(Answer { reason: reason.into(), missing: true, ..blank(of, entry) });

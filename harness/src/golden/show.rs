@@ -36,7 +36,7 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
                 row.compared.to_string(),
                 row.worst.clone(),
                 row.max_abs.map_or("–".into(), figure),
-                tolerance(row.tolerance),
+                if row.compared == 0 { "–".into() } else { tolerance(row.tolerance) },
                 row.verdict.name().into(),
             ]);
         }
@@ -115,26 +115,19 @@ fn published_row(answer: &Answer) -> [String; 8] {
 /// Each reason once, with how many it holds for.
 fn reasons(result: &GoldenResult) -> String {
     let mut out = String::new();
-    for row in result.goldens.iter().filter(|r| !r.reason.is_empty()) {
-        let _ =
-            writeln!(out, "{} {}, {}: {}", row.verdict.name(), row.golden, row.what, row.reason);
-    }
-    let mut said: Vec<(&str, Verdict, Vec<&str>)> = Vec::new();
-    for answer in result.published.iter().filter(|a| !a.reason.is_empty()) {
-        match said
-            .iter_mut()
-            .find(|(reason, verdict, _)| *reason == answer.reason && *verdict == answer.verdict)
-        {
-            Some((_, _, ids)) => ids.push(&answer.id),
-            None => said.push((&answer.reason, answer.verdict, vec![&answer.id])),
+    let goldens =
+        result.goldens.iter().map(|r| (r.verdict, &r.reason, format!("{}, {}", r.golden, r.what)));
+    let published = result.published.iter().map(|a| (a.verdict, &a.reason, a.id.clone()));
+    let mut said: Vec<(Verdict, &str, String, usize)> = Vec::new();
+    for (verdict, reason, what) in goldens.chain(published).filter(|(_, r, _)| !r.is_empty()) {
+        match said.iter_mut().find(|(v, r, ..)| *v == verdict && r == reason) {
+            Some((.., more)) => *more += 1,
+            None => said.push((verdict, reason, what, 0)),
         }
     }
-    for (reason, verdict, ids) in said {
-        let which = match ids.as_slice() {
-            [only] => only.to_string(),
-            many => format!("{} published answers", many.len()),
-        };
-        let _ = writeln!(out, "{} {which}: {reason}", verdict.name());
+    for (verdict, reason, what, more) in said {
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = writeln!(out, "{} {what}{more}: {reason}", verdict.name());
     }
     let failed = result.published.iter().filter(|a| a.verdict == Verdict::Fail).count();
     if failed > 0 {
