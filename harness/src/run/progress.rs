@@ -76,6 +76,8 @@ fn told(row: &Row) -> String {
         format!(": {}", first_line(&row.reason))
     };
     match (row.verdict, row.metrics.as_ref().and_then(|m| m.max_abs)) {
+        // By nature, as a rule: where is no matter.
+        (Verdict::Unchecked, _) => format!("UNCHECKED{reason}"),
         (Verdict::Pass, Some(0.0)) => format!("PASS, equal{reason}"),
         (verdict, Some(difference)) => {
             format!("{}, largest difference {difference:.1e} {at}{reason}", verdict.name())
