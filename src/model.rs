@@ -22,6 +22,9 @@ use crate::ops::softmax::causal_softmax;
 use crate::probe::Probe;
 use crate::weights::Weights;
 
+/// More than any machine computes with: a mistyped number would start threads for minutes.
+pub const MAX_THREADS: usize = 1024;
+
 /// A model that is ready to run: its configuration, its weights, and the threads it runs on.
 #[derive(Debug)]
 pub struct Model {
@@ -40,6 +43,10 @@ pub enum Rows {
 impl Model {
     /// Loads `config.json` and `model.safetensors` from a folder. 0 threads: as many as the machine has.
     pub fn load(dir: &Path, threads: usize) -> Result<Model> {
+        if threads > MAX_THREADS {
+            let what = format!("{threads} were asked for; expected 0 to {MAX_THREADS}");
+            return Err(Error::input("start the threads", what));
+        }
         let config = Config::from_file(&dir.join("config.json"))?;
         let weights = Weights::load(dir, &config)?;
         let pool = rayon::ThreadPoolBuilder::new()

@@ -132,6 +132,8 @@ fn mistakes_end_with_the_documented_code() {
     assert!(code == Some(2) && said.contains("positions"), "{said}");
     let (code, said) = failure(&["generate", "--model", nano, "--ids", "50257"]);
     assert!(code == Some(2) && said.contains("50257"), "{said}");
+    let (code, said) = failure(&["generate", "--model", nano, "a", "--threads", "1000000"]);
+    assert!(code == Some(2) && said.contains("expected 0 to 1024"), "{code:?} {said}");
     let (code, said) = failure(&["generate", "--model", "/no/such/folder", "a"]);
     assert!(matches!(code, Some(2 | 3)) && said.contains("/no/such/folder"), "{code:?} {said}");
     let (code, said) = failure(&["inspect", "not a model name!"]);
