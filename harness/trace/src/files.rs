@@ -59,7 +59,11 @@ pub fn inspect_npy_from<R: Read>(
 
 /// The header and the bytes an element takes, once it is sure that the rest of the file is as long
 /// as the header claims.
-fn checked_npy_header<R: Read>(source: &mut R, length: u64, path: &Path) -> Result<(NpyHeader, u64)> {
+fn checked_npy_header<R: Read>(
+    source: &mut R,
+    length: u64,
+    path: &Path,
+) -> Result<(NpyHeader, u64)> {
     let header = npy_header(source, length).map_err(|what| Error::malformed(path, what))?;
     let item: u64 = match header.descr.trim_start_matches(['<', '>', '=', '|']) {
         "f8" | "i8" => 8,
