@@ -136,11 +136,16 @@ fn head<S: AsRef<str>>(out: &mut String, names: &[S]) {
 }
 
 fn row(out: &mut String, cells: &[String]) {
-    let cells: Vec<_> = cells.iter().map(|c| escape(c)).collect();
+    let cells: Vec<_> = cells.iter().map(|c| cell(c)).collect();
     let _ = writeln!(out, "| {} |", cells.join(" | "));
 }
 
-/// What would end a cell or begin markup.
+/// Text outside code: what would end a cell or begin emphasis.
 fn escape(text: &str) -> String {
-    text.replace('|', "\\|").replace('*', "\\*").replace('\n', " ")
+    cell(text).replace('*', "\\*")
+}
+
+/// A table's cell, which may hold code: there a backslash before `*` would show.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
 }
