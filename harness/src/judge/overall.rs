@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Verdicts;
-use crate::evidence::{Evidence, FaultKind, Plan};
+use crate::evidence::{Evidence, Fault, FaultKind, Plan};
 use crate::result::{Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict};
 
 pub fn conclude(plan: &Plan, evidence: &[Evidence], rows: Vec<Row>) -> Verdicts {
@@ -62,8 +62,20 @@ fn status(e: &Evidence, rows: &[Row]) -> (Status, String) {
         |r: &&Row| r.verdict == Verdict::Error && r.reason.starts_with(&format!("{}: ", e.name));
     match rows.iter().find(own) {
         Some(row) => (Status::Partial, format!("{}: {}", row.point, row.reason)),
-        None => (Status::Ok, String::new()),
+        // What it can't do as a whole lowers nothing by itself, but is said.
+        None => (Status::Ok, cannot(e).unwrap_or_default()),
     }
+}
+
+/// Why it gave no tensors at all, where that is its nature: a dtype, no capture.
+fn cannot(e: &Evidence) -> Option<String> {
+    let whole = |f: &&Fault| {
+        f.kind == FaultKind::Unsupported
+            && f.case.is_none()
+            && f.step.is_none()
+            && f.point.is_none()
+    };
+    e.faults.iter().find(whole).map(|f| f.message.clone())
 }
 
 fn unchecked(plan: &Plan, evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked> {

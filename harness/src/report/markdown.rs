@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::numbers::{error, index, tolerance, value};
+use super::numbers::{error, index, tolerances, value};
 use super::sentences::{checkpoint_sentence, place, verdict_line};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
 use super::{Renderer, Style};
@@ -104,7 +104,7 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         }));
         let worst = line.worst;
         let at = worst.metrics.as_ref().map(|m| index(&m.worst)).unwrap_or_default();
-        cells.push(tolerance(worst.tolerance));
+        cells.push(tolerances(&line.tolerances()));
         cells.push(format!("{} {at}", place(worst)).trim_end().into());
         cells.push(line.verdict.name().into());
         row(out, &cells);

@@ -19,6 +19,11 @@ pub fn tolerance(value: f64) -> String {
     }
 }
 
+/// `1e-5, 1e-3` where deeper blocks have another than block 0.
+pub fn tolerances(values: &[f64]) -> String {
+    values.iter().map(|v| tolerance(*v)).collect::<Vec<_>>().join(", ")
+}
+
 pub fn index(index: &[usize]) -> String {
     let parts: Vec<_> = index.iter().map(usize::to_string).collect();
     format!("[{}]", parts.join(","))

@@ -1,7 +1,7 @@
 //! A result in words.
 
 use super::numbers::{error, list};
-use super::view::{CheckpointView, Pair, pairs, widest};
+use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
 use crate::result::{ModelKind, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
 
 /// The first line of every report.
@@ -15,7 +15,7 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
     let against = if ran.is_empty() { "no reference".into() } else { list(&ran) };
     let what = match result.verdict {
         RunVerdict::Pass | RunVerdict::Warn => {
-            format!("{subject} matches {against} at {}", of(passed, checkpoints))
+            format!("{subject} matches {}", matches(result, checkpoints, passed))
         }
         RunVerdict::Fail => {
             let first = first_failure(result).map(|r| format!(", first at {}", place(r)));
@@ -49,6 +49,25 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
         }
     }
     line
+}
+
+/// `hf and candle at all 13 checkpoints, candle:upstream at 4; 2 UNCHECKED`.
+fn matches(result: &RunResult, checkpoints: usize, passed: usize) -> String {
+    let confirmed = confirmed(result);
+    let mut parts: Vec<String> = Vec::new();
+    for group in confirmed.chunk_by(|x, y| x.1 == y.1) {
+        let names: Vec<&str> = group.iter().map(|(name, _)| *name).collect();
+        parts.push(match group[0].1 {
+            0 => format!("nothing of {}", list(&names)),
+            n if parts.is_empty() => format!("{} at {}", list(&names), of(n, checkpoints)),
+            n => format!("{} at {n}", list(&names)),
+        });
+    }
+    let mut text = if parts.is_empty() { "no reference".into() } else { parts.join(", ") };
+    if passed < checkpoints {
+        text.push_str(&format!("; {} UNCHECKED", checkpoints - passed));
+    }
+    text
 }
 
 fn of(passed: usize, checkpoints: usize) -> String {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
-use super::numbers::{error, index, list, seconds, tolerance, value, values};
+use super::numbers::{error, index, list, seconds, tolerances, value, values};
 use super::sentences::{checkpoint_sentence, hint, place, verdict_line};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
 use super::{Renderer, Style};
@@ -130,7 +130,7 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
             true => row.push(Cell::new(widest_pair(line, &among))),
             false => row.extend(among.iter().map(|p| cell(line, p, style))),
         }
-        row.push(Cell::new(tolerance(line.worst.tolerance)));
+        row.push(Cell::new(tolerances(&line.tolerances())));
         row.push(Cell::new(worst_at(line.worst)));
         row.push(verdict_cell(line.verdict, style));
         table.add_row(row);
@@ -152,7 +152,12 @@ fn cell(line: &PointLine<'_>, pair: &Pair, style: &Style) -> Cell {
     let Some((verdict, row)) = line.cell(pair) else { return Cell::new("-") };
     let figure = row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
     match verdict {
-        Verdict::Pass => Cell::new(figure.unwrap_or("equal".into())),
+        Verdict::Pass => {
+            // Beyond the tolerance and excused: the note below says by what.
+            let excused = row.and_then(|r| r.metrics.as_ref()).is_some_and(|m| m.exceeding > 0);
+            let mark = if excused { "*" } else { "" };
+            Cell::new(format!("{}{mark}", figure.unwrap_or("equal".into())))
+        }
         Verdict::Unchecked => Cell::new("UNCHECKED"),
         Verdict::Warn => {
             colour(Cell::new(format!("{} WARN", figure.unwrap_or_default())), Color::Yellow, style)
@@ -195,7 +200,9 @@ fn notes(out: &mut String, view: &CheckpointView<'_>) {
         noted.filter(|r| matches!(r.verdict, Verdict::Pass | Verdict::Warn) && !r.reason.is_empty())
     {
         if !seen.contains(&row.reason.as_str()) {
-            let _ = writeln!(out, "  note: {} at {}: {}", parties(row), place(row), row.reason);
+            let excused = row.metrics.as_ref().is_some_and(|m| m.exceeding > 0);
+            let mark = if excused { "*" } else { "note:" };
+            let _ = writeln!(out, "  {mark} {} at {}: {}", parties(row), place(row), row.reason);
             seen.push(&row.reason);
         }
     }

@@ -210,3 +210,47 @@ fn beyond_three_references_the_spread_stands_for_the_pairs() {
     let all = render(&result, Format::Table, &Style { pairs: true, ..Style::default() });
     assert!(!all.contains("widest pair"), "{all}");
 }
+
+#[test]
+fn agreement_with_itself_is_no_pass() {
+    let mut result = honest();
+    for r in result.rows.iter_mut().filter(|r| r.a == "ours") {
+        r.verdict = Verdict::Unchecked;
+        r.metrics = None;
+    }
+    let mut own = row("ours", "ours", 0, 0, 0.0, Verdict::Pass);
+    own.kind = RowKind::Own;
+    result.rows.push(own);
+    let text = table(&result);
+    assert!(
+        text.starts_with("PASS · ours matches nothing of hf and candle; 1 UNCHECKED"),
+        "{text}"
+    );
+    assert!(text.contains("Checkpoint 2 · QKV projection · UNCHECKED"), "{text}");
+}
+
+#[test]
+fn the_first_line_says_which_reference_checked_how_much() {
+    let mut result = honest();
+    for r in result.rows.iter_mut().filter(|r| r.b == "candle") {
+        r.verdict = Verdict::Unchecked;
+    }
+    let first = table(&result).lines().next().unwrap().to_string();
+    assert!(
+        first.starts_with(
+            "PASS · ours matches hf at the checkpoint that was asked for, nothing of candle"
+        ),
+        "{first}"
+    );
+}
+
+#[test]
+fn what_is_excused_is_marked() {
+    let mut result = honest();
+    let excused = &mut result.rows[0];
+    excused.metrics.as_mut().unwrap().exceeding = 1;
+    excused.reason = "hf declares a deviation".into();
+    excused.metrics.as_mut().unwrap().max_abs = Some(1e-2);
+    let text = table(&result);
+    assert!(text.contains("1.0e-2*") && text.contains("  * ours–hf at h.0.attn.q"), "{text}");
+}

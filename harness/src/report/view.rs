@@ -25,7 +25,7 @@ pub struct PointLine<'a> {
     pub folded: usize,
     pub verdict: Verdict,
     pub rows: Vec<&'a Row>,
-    /// The row that stands for all: the worst verdict, then the largest error against its tolerance.
+    /// The row that stands for all: the worst verdict, then the largest error.
     pub worst: &'a Row,
 }
 
@@ -42,12 +42,15 @@ pub fn checkpoints(result: &RunResult) -> Vec<CheckpointView<'_>> {
 
 fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
     let rows: Vec<&Row> = result.rows.iter().filter(|r| r.checkpoint == number).collect();
+    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
     let mut stages: Vec<Stage> = rows.iter().map(|r| r.point.stage).collect();
     stages.sort();
     stages.dedup();
     let lines: Vec<PointLine<'_>> = stages
         .into_iter()
-        .filter_map(|stage| line(rows.iter().copied().filter(|r| r.point.stage == stage).collect()))
+        .filter_map(|stage| {
+            line(subject, rows.iter().copied().filter(|r| r.point.stage == stage).collect())
+        })
         .collect();
     if lines.is_empty() {
         return None;
@@ -60,13 +63,14 @@ fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
     Some(CheckpointView {
         number,
         name: CHECKPOINTS[number as usize].name,
-        verdict: overall(&rows),
+        verdict: overall(subject, &rows),
         semantics: confirming(Worth::Semantics),
         kernels: confirming(Worth::Kernels),
         lines,
     })
 }
 
+/// Whether a reference checked the subject there, and found nothing wrong.
 fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
     let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
     let pairs =
@@ -75,18 +79,23 @@ fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
     pairs().any(|r| r.verdict != Verdict::Unchecked) && pairs().find(bad).is_none()
 }
 
-/// UNCHECKED only where nothing was checked: one reference that can't do a point does not hide that
-/// the others did.
-fn overall(rows: &[&Row]) -> Verdict {
-    let checked = rows.iter().map(|r| r.verdict).filter(|v| *v != Verdict::Unchecked).max();
-    checked.unwrap_or(Verdict::Unchecked)
+/// The worst of what was checked. UNCHECKED where no reference checked the subject: that others
+/// agree, or that the subject agrees with itself, is no PASS of it.
+fn overall(subject: &str, rows: &[&Row]) -> Verdict {
+    let checked = rows.iter().filter(|r| r.verdict != Verdict::Unchecked);
+    let worst = checked.clone().map(|r| r.verdict).max().unwrap_or(Verdict::Unchecked);
+    let by_a_reference = checked.clone().any(|r| r.kind == RowKind::Pair && r.a == subject);
+    match worst {
+        Verdict::Pass | Verdict::Warn if !by_a_reference => Verdict::Unchecked,
+        worst => worst,
+    }
 }
 
-fn line<'a>(rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
+fn line<'a>(subject: &str, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
     let worst = rows.iter().copied().max_by(|x, y| {
         let key = |r: &Row| match r.verdict {
             Verdict::Unchecked => (Verdict::Pass, -1.0),
-            v => (v, strain(r)),
+            v => (v, size(r)),
         };
         let ((v, s), (w, t)) = (key(x), key(y));
         // The first of equals stands in front: data flows from there.
@@ -106,15 +115,7 @@ fn line<'a>(rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
         ),
         _ => rows[0].point.to_string(),
     };
-    Some(PointLine { label, folded: places.len(), verdict: overall(&rows), worst, rows })
-}
-
-/// The error of a row in units of what it may be; what is exact counts by its error alone.
-fn strain(row: &Row) -> f64 {
-    let Some(m) = &row.metrics else { return 0.0 };
-    let Some(max_abs) = m.max_abs else { return f64::INFINITY };
-    let size = m.worst_values.iter().flatten().fold(1.0f64, |s, v| s.max(v.abs()));
-    if row.tolerance > 0.0 { max_abs / (row.tolerance * size) } else { max_abs }
+    Some(PointLine { label, folded: places.len(), verdict: overall(subject, &rows), worst, rows })
 }
 
 impl<'a> CheckpointView<'a> {
@@ -143,7 +144,18 @@ impl<'a> PointLine<'a> {
         }
         let with_figures = rows.iter().copied().filter(|r| r.metrics.is_some());
         let largest = with_figures.max_by(|x, y| size(x).total_cmp(&size(y)));
-        Some((overall(&rows), largest))
+        Some((overall(&pair.a, &rows), largest))
+    }
+
+    /// The tolerance of block 0 and, where it is another, that of deeper blocks.
+    pub fn tolerances(&self) -> Vec<f64> {
+        let of = |deep: bool| {
+            let pairs = self.rows.iter().filter(|r| r.kind == RowKind::Pair);
+            pairs.clone().find(|r| r.layer.is_some_and(|l| (l > 0) == deep)).map(|r| r.tolerance)
+        };
+        let mut found: Vec<f64> = [of(false), of(true)].into_iter().flatten().collect();
+        found.dedup();
+        if found.is_empty() { vec![self.worst.tolerance] } else { found }
     }
 
     /// The worst row of each implementation against itself.
@@ -154,6 +166,21 @@ impl<'a> PointLine<'a> {
 
 fn size(row: &Row) -> f64 {
     row.metrics.as_ref().map_or(0.0, |m| m.max_abs.unwrap_or(f64::INFINITY))
+}
+
+/// At how many checkpoints each reference that ran confirms the subject, most first.
+pub fn confirmed(result: &RunResult) -> Vec<(&str, usize)> {
+    let present = result.references().filter(|i| i.status != Status::Missing);
+    let count = |name: &str| {
+        let at = |number: u8| {
+            let rows: Vec<&Row> = result.rows.iter().filter(|r| r.checkpoint == number).collect();
+            confirms(result, &rows, name)
+        };
+        CHECKPOINTS.iter().filter(|c| at(c.number)).count()
+    };
+    let mut counts: Vec<_> = present.map(|i| (i.name.as_str(), count(&i.name))).collect();
+    counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    counts
 }
 
 /// The pairs in the order of the columns: ours against each reference, then references among

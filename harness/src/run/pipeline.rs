@@ -201,6 +201,11 @@ impl Run<'_> {
                 provisioning.wait(i).map_err(|missing| missing.to_string())
             });
         }
+        // Whoever takes part may have no tokenizer; the model's files are there all the same.
+        scout.add("llorch-cpud", move || {
+            let engine = crate::provision::engine_command(&request.provision);
+            engine.map_err(|missing| missing.to_string())
+        });
         let (cases, left_out) =
             plan::cases(&request.suite, &self.plan.dims, &mut |text| scout.tokenize(text))?;
         if cases.is_empty() {

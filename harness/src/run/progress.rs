@@ -60,7 +60,7 @@ fn weight(row: &Row) -> (u8, f64) {
         Verdict::Fail => 3,
         Verdict::Error => 4,
     };
-    (verdict, row.metrics.as_ref().map_or(0.0, |m| m.max_rel.unwrap_or(f64::INFINITY)))
+    (verdict, row.metrics.as_ref().map_or(0.0, |m| m.max_abs.unwrap_or(f64::INFINITY)))
 }
 
 fn order(x: &Row, y: &Row) -> std::cmp::Ordering {
