@@ -41,11 +41,13 @@ fn test_packages() -> PathBuf {
 
 #[test]
 fn the_python_adapters_pass_their_own_tests() {
-    let python = python_of("hf");
+    let (python, numpy) = (python_of("hf"), python_of("numpy"));
     run(Command::new(python)
         .args(["-W", "error", "-m", "unittest", "discover", "-s", "tests", "-t", "."])
         .current_dir(root().join("adapters/python"))
         .env("LLORCH_TINYGRAD_PYTHON", python_of("tinygrad"))
+        .env("LLORCH_NUMPY_PYTHON", &numpy)
+        .env("LLORCH_BUG_PYTHON", &numpy)
         .env("PYTHONPATH", test_packages())
         .env("PYTHONDONTWRITEBYTECODE", "1"));
 }

@@ -31,14 +31,15 @@ impl OutDir {
         let path = std::path::absolute(wanted).map_err(fail)?;
         fs::create_dir_all(&path).map_err(fail)?;
         let result = path.join(RESULT);
-        if result.exists() {
-            // Until the new result is there, the folder is no result.
-            fs::remove_file(&result).map_err(fail)?;
-        } else if fs::read_dir(&path).map_err(fail)?.next().is_some() && !is_unfinished_run(&path) {
+        if fs::read_dir(&path).map_err(fail)?.next().is_some() && !is_of_a_run(&path) {
             return Err(RunError::Usage(format!(
                 "failed to write to --out {}: found other files in it; expected an empty folder or an earlier run",
                 wanted.display()
             )));
+        }
+        if result.exists() {
+            // Until the new result is there, the folder is no result.
+            fs::remove_file(&result).map_err(fail)?;
         }
         fs::write(path.join(MARK), "").map_err(fail)?;
         Ok(OutDir { path, temporary: None })
@@ -56,7 +57,7 @@ impl OutDir {
 /// Says that the folder is a run's even before there is a result.
 const MARK: &str = ".llorch-run";
 
-fn is_unfinished_run(path: &Path) -> bool {
+fn is_of_a_run(path: &Path) -> bool {
     path.join(MARK).exists()
 }
 
@@ -72,6 +73,9 @@ mod tests {
         fs::write(theirs.join("thesis.tex"), "").unwrap();
         let error = OutDir::create(Some(&theirs)).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
+        fs::write(theirs.join(RESULT), "theirs too").unwrap();
+        assert!(OutDir::create(Some(&theirs)).is_err());
+        assert_eq!(fs::read_to_string(theirs.join(RESULT)).unwrap(), "theirs too");
 
         let ours = dir.path().join("new/ours");
         OutDir::create(Some(&ours)).unwrap();
