@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use llorch_models::{ResolveOptions, ResolvedModel};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{Options, generate};
 use crate::inspect;
 use crate::model::Model;
@@ -179,8 +179,7 @@ fn run_inspect(args: InspectArgs) -> Result<()> {
     let model = llorch_models::resolve(&args.name, &options)?;
     let report = inspect::inspect(&model)?;
     let text = if args.json { report.to_json() } else { report.to_text() };
-    print(&text);
-    Ok(())
+    print(&text).map(|_| ())
 }
 
 fn run_generate(args: GenerateArgs) -> Result<()> {
@@ -216,10 +215,10 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
             Some(tokenizer) if !args.print_ids => stream.push(tokenizer, step.id),
             _ => Ok(format!("{}{}", if step.step > 0 { "," } else { "" }, step.id)),
         };
-        match piece {
-            // Nobody reads any more (`| head`): enough.
-            Ok(text) if !print(&text) => ControlFlow::Break(()),
-            Ok(_) => ControlFlow::Continue(()),
+        match piece.and_then(|text| print(&text)) {
+            Ok(true) => ControlFlow::Continue(()),
+            // Nobody reads any more: enough.
+            Ok(false) => ControlFlow::Break(()),
             Err(error) => {
                 failed = Some(error);
                 ControlFlow::Break(())
@@ -230,9 +229,9 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
         return Err(error);
     }
     if let (Some(tokenizer), false) = (&tokenizer, args.print_ids) {
-        print(&stream.finish(tokenizer)?);
+        print(&stream.finish(tokenizer)?)?;
     }
-    print("\n");
+    print("\n")?;
     if args.verbose {
         let rate = |n: usize, d: std::time::Duration| n as f64 / d.as_secs_f64().max(1e-9);
         let decoded = done.ids.len().saturating_sub(1);
@@ -246,8 +245,12 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes to standard output at once; false if it is closed.
-fn print(text: &str) -> bool {
+/// Writes to standard output at once; false if whoever read it is gone (`| head`).
+fn print(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => Err(Error::Service { action: "write to standard output".into(), source }),
+    }
 }

@@ -120,6 +120,12 @@ fn text_and_ids_whole_and_streamed_give_what_generate_gives() {
     by_ids["prompt"] = json!([15496, 13]);
     assert_eq!(daemon.complete(by_ids)["choices"], whole["choices"]);
 
+    for one in [json!(["Hello."]), json!([[15496, 13]])] {
+        let mut listed = ask.clone();
+        listed["prompt"] = one;
+        assert_eq!(daemon.complete(listed)["choices"], whole["choices"]);
+    }
+
     let printed = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
         .args(["generate", "Hello.", "-n", "10", "--model", "nano"])
         .output()

@@ -58,6 +58,8 @@ pub struct CompletionRequest {
 pub enum Prompt {
     Text(String),
     Ids(Vec<u32>),
+    Texts(Vec<String>),
+    IdLists(Vec<Vec<u32>>),
     Other(serde::de::IgnoredAny),
 }
 
@@ -97,10 +99,14 @@ impl CompletionRequest {
             let error = ApiError::invalid(Some("model"), message);
             return Err(error.with(StatusCode::NOT_FOUND, "model_not_found"));
         }
+        let encode = |text: &str| ready.tokenizer.encode(text).map_err(ApiError::from);
         let ids = match &self.prompt {
-            Prompt::Text(text) => ready.tokenizer.encode(text).map_err(ApiError::from)?,
+            Prompt::Text(text) => encode(text)?,
             Prompt::Ids(ids) => ids.clone(),
-            Prompt::Other(_) => {
+            // Clients send lists of one.
+            Prompt::Texts(texts) if texts.len() == 1 => encode(&texts[0])?,
+            Prompt::IdLists(lists) if lists.len() == 1 => lists[0].clone(),
+            Prompt::Texts(_) | Prompt::IdLists(_) | Prompt::Other(_) => {
                 let message = "prompt must be one text or one list of token ids";
                 return Err(ApiError::invalid(Some("prompt"), message));
             }

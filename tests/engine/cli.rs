@@ -149,6 +149,18 @@ fn mistakes_end_with_the_documented_code() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_no_success() {
+    let nano = repository().join("golden/models/nano");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"));
+    let command = command.args(["generate", "Hello.", "-n", "2", "--model"]).arg(nano);
+    let output = command.stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && said.contains("standard output"), "{said}");
+}
+
+#[test]
 fn trace_ends_with_its_input() {
     let output = llorch(&["trace"]);
     assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
