@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::App;
 use super::error::ApiError;
 use super::request::{CompletionRequest, json as read_json};
 use super::worker::{Event, FinishReason, Job, Token, events};
+use super::{App, fresh_number, seconds_since_1970};
 
 pub async fn create(
     State(app): State<App>,
@@ -26,8 +26,11 @@ pub async fn create(
     let checked = request.check(&app.model, app.worker.ready()?)?;
     let (sender, receiver) = events();
     let prompt_tokens = checked.ids.len();
-    let head =
-        Head { id: format!("cmpl-{:016x}", id()), created: now(), model: app.model.to_string() };
+    let head = Head {
+        id: format!("cmpl-{:016x}", fresh_number()),
+        created: seconds_since_1970(),
+        model: app.model.to_string(),
+    };
     app.worker.submit(Job {
         ids: checked.ids,
         options: checked.options,
@@ -188,14 +191,4 @@ fn merge(parts: Vec<Value>) -> Value {
         merged.insert(key.into(), all.into());
     }
     merged.into()
-}
-
-fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| d.as_secs())
-}
-
-fn id() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::SystemTime::now())
 }

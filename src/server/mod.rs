@@ -88,7 +88,7 @@ async fn serve(args: ServeArgs) -> Result<u8> {
     println!("listening on http://{}", listener.local_addr().map_err(failed)?);
     let model = args.model.model.as_str().into();
     let worker = Arc::new(Worker::start(args.clone()));
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let started = seconds_since_1970();
     let app = App { worker: worker.clone(), model, started };
     shutdown::serve(listener, router(app), worker).await.map_err(failed)
 }
@@ -99,4 +99,14 @@ struct Loaded {
     n_positions: usize,
     vocab_size: usize,
     end_of_text: Option<u32>,
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// A number that differs from request to request; the hasher's keys are random in each process.
+fn fresh_number() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(SystemTime::now())
 }

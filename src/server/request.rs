@@ -161,7 +161,7 @@ impl CompletionRequest {
             let message = format!("repetition_penalty is {repetition_penalty}; expected above 0");
             return Err(ApiError::invalid(Some("repetition_penalty"), message));
         }
-        let seed = self.seed.map_or_else(fresh_seed, |s| s as u64);
+        let seed = self.seed.map_or_else(super::fresh_number, |s| s as u64);
         Ok(Sampling {
             temperature,
             top_p,
@@ -217,10 +217,4 @@ impl CompletionRequest {
             }
         }
     }
-}
-
-/// A seed that differs from request to request; the hasher's keys are random in each process.
-fn fresh_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::SystemTime::now())
 }

@@ -8,10 +8,10 @@ use crate::compare::{Numbers, Tolerance, compare};
 use crate::result::{Role, Row, RowKind};
 
 pub fn rows(place: &Place<'_>, rows: &mut Vec<Row>) {
-    let Some(truth) = logits(place) else { return };
     if place.point.stage != Stage::LogitsLast {
         return;
     }
+    let Some(truth) = logits(place) else { return };
     for (who, found) in place.found.iter().enumerate() {
         if let Found::Tensor(x) = found {
             let tolerance = Tolerance::Mixed(point_tolerance(place.point));
