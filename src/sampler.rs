@@ -101,17 +101,42 @@ impl Sampler {
     /// One draw from `probabilities`: the first id at which their running sum, in the order of the
     /// ids, passes a uniform random share of the total.
     pub fn draw(&mut self, probabilities: &[f32]) -> Result<u32> {
-        let total: f64 = probabilities.iter().map(|&p| f64::from(p)).sum();
-        let point = self.rng.next_unit() * total;
-        let mut below = 0.0;
-        for (id, &p) in probabilities.iter().enumerate() {
-            below += f64::from(p);
-            if point < below {
-                return Ok(id as u32);
-            }
-        }
-        Err(no_choice(probabilities))
+        let sums = running_sums(probabilities)?;
+        Ok(pick(&sums, self.rng.next_unit()))
     }
+
+    /// `n` draws, one after another: the ids that `n` calls of [`Sampler::draw`] would give.
+    pub fn draw_many(&mut self, probabilities: &[f32], n: usize) -> Result<Vec<u32>> {
+        let sums = running_sums(probabilities)?;
+        Ok((0..n).map(|_| pick(&sums, self.rng.next_unit())).collect())
+    }
+}
+
+/// The running sums, in f64, of probabilities that have something to choose from.
+fn running_sums(probabilities: &[f32]) -> Result<Vec<f64>> {
+    let mut below = 0.0;
+    let sums: Vec<f64> = probabilities
+        .iter()
+        .map(|&p| {
+            below += f64::from(p);
+            below
+        })
+        .collect();
+    // A NaN anywhere is a NaN in the last sum; so is nothing to choose from, a sum of 0.
+    match below > 0.0 && below.is_finite() {
+        true => Ok(sums),
+        false => Err(no_choice(probabilities)),
+    }
+}
+
+/// The first id whose running sum passes `share` of the total; `share` is in [0, 1).
+fn pick(sums: &[f64], share: f64) -> u32 {
+    let point = share * sums.last().copied().unwrap_or(0.0);
+    // The product may round up to the total itself, which no sum passes: then the last id that has
+    // a probability, where the total is reached first.
+    let id = sums.partition_point(|&below| below <= point);
+    let last = || sums.partition_point(|&below| below < point);
+    if id < sums.len() { id as u32 } else { last() as u32 }
 }
 
 /// The id of the highest logit; of equals, the lowest id.
@@ -291,6 +316,23 @@ mod tests {
         });
         let chi2: f64 = terms.iter().sum();
         assert!(chi2 < 27.63, "chi-square {chi2} of {counts:?}: p < 1e-6 at 2 degrees of freedom");
+    }
+
+    #[test]
+    fn many_draws_are_single_draws_one_after_another() {
+        let probabilities = [0.1, 0.0, 0.4, 0.2, 0.0];
+        let mut one = sampler(1.0, 0, 1.0, 9);
+        let mut many = one.clone();
+        let singly: Vec<u32> = (0..500).map(|_| one.draw(&probabilities).unwrap()).collect();
+        assert_eq!(many.draw_many(&probabilities, 500).unwrap(), singly);
+        assert_eq!(many.draw(&probabilities).unwrap(), one.draw(&probabilities).unwrap());
+        assert!(many.draw_many(&[0.5, f32::NAN], 1).is_err());
+        // The largest share that there is never picks an id without probability.
+        let sums = running_sums(&probabilities).unwrap();
+        assert_eq!(
+            (pick(&sums, 0.0), pick(&sums, 1.0 - 2f64.powi(-53)), pick(&sums, 1.0)),
+            (0, 3, 3)
+        );
     }
 
     #[test]

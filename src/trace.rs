@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use llorch_trace::files::{read_npy, read_safetensors, write_npy};
 use llorch_trace::protocol::{
-    DoneMessage, ErrorClass, ErrorMessage, HelloResponse, Inject, PROTOCOL_VERSION, Request,
-    Response, RunRequest, Seconds, TensorMessage, Worth,
+    DRAWS, DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, Inject, MOST_DRAWS,
+    PROTOCOL_VERSION, Request, Response, RunRequest, Seconds, TensorFile, TensorMessage, Worth,
 };
 use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor};
 
@@ -25,11 +25,14 @@ use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::ops::simd;
 use crate::probe::{Injector, NoProbe, Recorder};
-use crate::sampler::Sampling;
+use crate::sampler::{Sampler, Sampling};
 use crate::tokenizer::Tokenizer;
 
-const CAPABILITIES: [&str; 7] =
-    ["capture", "tokenize", "generate", "inject", "sample", "bench", "deterministic"];
+const CAPABILITIES: [&str; 8] =
+    ["capture", "tokenize", "generate", "inject", "sample", "draw", "bench", "deterministic"];
+
+/// Request types; any other is `unsupported`.
+const KNOWN: [&str; 6] = ["hello", "load", "tokenize", "run", "draw", "cancel"];
 
 /// Native tensor to canonical point; points that are captured as they are computed have no line.
 const RECIPES: [(&str, &str); 7] = [
@@ -160,14 +163,13 @@ impl<W: Write + Send> Adapter<'_, W> {
         let kind = value.get("type").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
         let outcome = match serde_json::from_value::<Request>(value) {
             Ok(request) => self.handle(request),
-            Err(_) if !["hello", "load", "tokenize", "run", "cancel"].contains(&kind.as_str()) => {
-                Err(Failure {
-                    class: ErrorClass::Unsupported,
-                    message: format!(
-                        "failed to answer a request of type {kind:?}: expected hello, load, tokenize, run or cancel"
-                    ),
-                })
-            }
+            Err(_) if !KNOWN.contains(&kind.as_str()) => Err(Failure {
+                class: ErrorClass::Unsupported,
+                message: format!(
+                    "failed to answer a request of type {kind:?}: expected {}",
+                    KNOWN.join(", ")
+                ),
+            }),
             Err(e) => Err(input(format!("failed to read a request of type {kind:?}: {e}"))),
         };
         match outcome {
@@ -196,6 +198,7 @@ impl<W: Write + Send> Adapter<'_, W> {
                 Ok(Ok(Response::Tokens { id, ids: tokenizer.encode(&text)? }))
             }
             Request::Run(run) => self.run(run),
+            Request::Draw(draw) => self.draw(draw),
             Request::Cancel { .. } => Err(input("failed to cancel: there is no such run")),
         }
     }
@@ -204,13 +207,7 @@ impl<W: Write + Send> Adapter<'_, W> {
         let Loaded { model, cache, tokenizer } = loaded(&mut self.loaded)?;
         let options = Options {
             max_new_tokens: request.max_new_tokens,
-            sampling: Sampling {
-                temperature: request.sampling.temperature,
-                top_k: request.sampling.top_k,
-                top_p: request.sampling.top_p,
-                seed: request.sampling.seed,
-                ..Sampling::default()
-            },
+            sampling: sampling(&request.sampling),
             stop_ids: vec![],
             forced_ids: request.forced_ids,
         };
@@ -230,13 +227,10 @@ impl<W: Write + Send> Adapter<'_, W> {
         let generated = if points.is_empty() && request.inject.is_empty() {
             generate(model, cache, &request.ids, &options, &mut NoProbe, on_token)
         } else {
-            std::fs::create_dir_all(&request.out_dir)
-                .map_err(|e| Error::io("create", &request.out_dir, e))?;
-            let out_dir = std::path::absolute(&request.out_dir)
-                .map_err(|e| Error::io("find", &request.out_dir, e))?;
+            let out_dir = make_folder(&request.out_dir)?;
             let answers = &mut *self.answers;
             let recorder = Recorder::new(points, |step, point, tensor| {
-                let message = keep(&out_dir, id, step, point, &tensor)?;
+                let message = keep(&out_dir, id, step, &point.to_string(), &tensor)?;
                 write_line(answers, &Response::Tensor(message)).map_err(|e| {
                     gone = Some(e);
                     Error::internal("answer", "standard output is closed")
@@ -266,6 +260,40 @@ impl<W: Write + Send> Adapter<'_, W> {
             text,
             seconds,
         })))
+    }
+
+    /// Draws from logits that were given: by the sampler of a run, which no model is needed for.
+    fn draw(&mut self, request: DrawRequest) -> Result<std::io::Result<Response>, Failure> {
+        let sampling = sampling(&request.sampling);
+        if sampling.temperature == 0.0 {
+            return Err(input("failed to draw: temperature is 0; expected more than 0"));
+        }
+        if request.draws > MOST_DRAWS {
+            let n = request.draws;
+            return Err(input(format!(
+                "failed to draw: draws is {n}; expected at most {MOST_DRAWS}"
+            )));
+        }
+        let mut sampler = Sampler::new(sampling)?;
+        let TensorFile { file, key } = &request.logits;
+        let logits = read_tensor(file, key.as_deref())?;
+        let values: Vec<f32> = match (logits.shape.len(), logits.dtype()) {
+            (1, dtype) if dtype != Dtype::I64 && !logits.is_empty() => {
+                (0..logits.len()).map(|i| logits.get(i) as f32).collect()
+            }
+            (_, dtype) => {
+                let found = format!("{} holds {dtype} {:?}", file.display(), logits.shape);
+                return Err(input(format!("failed to draw: {found}; expected one row of floats")));
+            }
+        };
+        let drawn = sampler.draw_many(&sampler.probabilities(&values), request.draws)?;
+        let drawn = Tensor::i64(vec![drawn.len()], drawn.into_iter().map(i64::from).collect());
+        let out_dir = make_folder(&request.out_dir)?;
+        let message = keep(&out_dir, &request.id, 0, DRAWS, &drawn)?;
+        if let Err(gone) = self.send(&Response::Tensor(message)) {
+            return Ok(Err(gone));
+        }
+        Ok(Ok(Response::Done(DoneMessage { id: request.id, ..DoneMessage::default() })))
     }
 
     fn fail(&mut self, id: Option<String>, failure: Failure) -> std::io::Result<()> {
@@ -349,13 +377,32 @@ fn injector(model: &Model, inject: &[Inject], steps: usize) -> Result<Injector, 
                 "failed to inject {name} in step {step}: the run has {steps} steps"
             )));
         }
-        let tensor = match key {
-            Some(key) => read_safetensors(file, key)?,
-            None => read_npy(file)?,
-        };
-        injector.replace(*step, point, tensor);
+        injector.replace(*step, point, read_tensor(file, key.as_deref())?);
     }
     Ok(injector)
+}
+
+fn sampling(asked: &llorch_trace::protocol::Sampling) -> Sampling {
+    Sampling {
+        temperature: asked.temperature,
+        top_k: asked.top_k,
+        top_p: asked.top_p,
+        seed: asked.seed,
+        ..Sampling::default()
+    }
+}
+
+fn read_tensor(file: &Path, key: Option<&str>) -> llorch_trace::Result<Tensor> {
+    match key {
+        Some(key) => read_safetensors(file, key),
+        None => read_npy(file),
+    }
+}
+
+/// Makes the folder where there is none; its absolute path.
+fn make_folder(dir: &Path) -> crate::Result<PathBuf> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))
 }
 
 /// Writes one tensor and makes the message that announces it.
@@ -363,7 +410,7 @@ fn keep(
     out_dir: &Path,
     id: &str,
     step: usize,
-    point: Point,
+    point: &str,
     tensor: &Tensor,
 ) -> crate::Result<TensorMessage> {
     let file: PathBuf = out_dir.join(format!("{step:04}_{point}.npy"));

@@ -13,7 +13,7 @@
 //! 5. [`supervise`]: the only place that starts processes;
 //! 6. [`collect`]: tensors from an adapter into [`evidence`], [`served`]: the same of the daemon;
 //!    [`saved`] keeps and reopens it;
-//! 7. [`oracle`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
+//! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
 //! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
@@ -40,6 +40,7 @@ pub mod references;
 pub mod report;
 pub mod result;
 pub mod run;
+pub mod sampling;
 pub mod saved;
 pub mod served;
 pub mod suite;

@@ -42,7 +42,9 @@ fn says_who_it_is_and_what_it_can() {
         (&"hello".into(), &"llorch-cpud".into())
     );
     let capabilities = answers[0]["capabilities"].as_array().unwrap();
-    for capability in ["capture", "tokenize", "generate", "inject", "sample", "deterministic"] {
+    for capability in
+        ["capture", "tokenize", "generate", "inject", "sample", "draw", "deterministic"]
+    {
         assert!(capabilities.contains(&capability.into()), "{capability}");
     }
     assert_eq!(answers[0]["unsupported"], json!([]));
@@ -136,6 +138,38 @@ fn sampling_follows_its_seed_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn draws_follow_the_seed_and_the_first_is_that_of_a_run() {
+    let (model, out) = (tiny(), tempfile::tempdir().unwrap());
+    let sampling = |seed: u64| json!({"temperature": 1.5, "top_k": 20, "top_p": 0.9, "seed": seed});
+    let run = |seed: u64| {
+        json!({"type": "run", "id": "r", "ids": [1, 2], "points": ["logits.last"], "max_new_tokens": 1,
+            "sampling": sampling(seed), "out_dir": out.path()})
+    };
+    let draw = |id: &str, seed: u64, draws: usize| {
+        json!({"type": "draw", "id": id, "logits": {"file": out.path().join("0000_logits.last.npy")},
+            "sampling": sampling(seed), "draws": draws, "out_dir": out.path().join(id)})
+    };
+    let (many, again) = (draw("many", 1, 3000), draw("again", 1, 3000));
+    let requests =
+        [load(model.path()), run(1), many, again, draw("few", 1, 3), draw("other", 2, 3000)];
+    let answers = talk(&requests);
+    assert_eq!(answers.len(), 3 + 2 * 4, "{answers:#?}");
+    let message = &answers[3];
+    assert_eq!(
+        (&message["point"], &message["dtype"], &message["shape"]),
+        (&"draws".into(), &"i64".into(), &json!([3000]))
+    );
+    let drawn = |id: &str| read_npy(&out.path().join(id).join("0000_draws.npy")).unwrap().to_f64();
+    let (many, few) = (drawn("many"), drawn("few"));
+    assert!(many == drawn("again") && many != drawn("other") && many[..3] == few);
+    assert_eq!(answers[2]["generated"], json!([many[0] as u32]));
+    let mut kept = many.clone();
+    kept.sort_by(f64::total_cmp);
+    kept.dedup();
+    assert!(kept.len() > 1 && kept.len() <= 20, "{} tokens pass top-k", kept.len());
+}
+
+#[test]
 fn every_mistake_is_answered_with_its_class_and_the_next_request_served() {
     let (model, out) = (tiny(), tempfile::tempdir().unwrap());
     let wrong = out.path().join("wrong.npy");
@@ -149,6 +183,18 @@ fn every_mistake_is_answered_with_its_class_and_the_next_request_served() {
     let inject = |point: &str, step: usize, file: &Path| {
         run(json!({"inject": [{"point": point, "step": step, "file": file}]}))
     };
+    let row = out.path().join("row.npy");
+    llorch_trace::files::write_npy(&row, &llorch_trace::Tensor::f32(vec![2], vec![f32::NAN; 2]))
+        .unwrap();
+    let draw = |change: Value| {
+        let mut draw = json!({"type": "draw", "id": "r", "logits": {"file": wrong}, "draws": 1,
+            "sampling": {"temperature": 1}, "out_dir": out.path()});
+        draw.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        draw
+    };
+    let square = out.path().join("square.npy");
+    llorch_trace::files::write_npy(&square, &llorch_trace::Tensor::f32(vec![1, 1], vec![0.0]))
+        .unwrap();
     let before = [
         (run(json!({})), "input", "no model is loaded"),
         (
@@ -175,6 +221,13 @@ fn every_mistake_is_answered_with_its_class_and_the_next_request_served() {
         (inject("h.0", 1, &wrong), "input", "1 steps"),
         (inject("h.0", 0, &wrong), "input", "[1, 96]"),
         (inject("h.0", 0, Path::new("/nowhere.npy")), "input", "/nowhere.npy"),
+        (draw(json!({"sampling": {"temperature": 0}})), "input", "temperature is 0"),
+        (draw(json!({"sampling": {"temperature": 1, "top_p": 2}})), "input", "top_p is 2"),
+        (draw(json!({"draws": 200_000_000})), "input", "at most 100000000"),
+        (draw(json!({"draws": -1})), "input", "-1"),
+        (draw(json!({"logits": {"file": "/nowhere.npy"}})), "input", "/nowhere.npy"),
+        (draw(json!({"logits": {"file": square}})), "input", "[1, 1]"),
+        (draw(json!({"logits": {"file": row}})), "internal", "NaN"),
         (json!({"type": "tokenize", "id": "t", "text": "x"}), "unsupported", "no tokenizer"),
         (json!({"type": "dance", "id": "d"}), "unsupported", "dance"),
         (json!({"id": "none"}), "unsupported", "type"),

@@ -97,6 +97,11 @@ impl Server {
                 let done = loaded.run(&request, self.runs, inbox, output)?;
                 Response::Done(done)
             }
+            Request::Draw(_) => {
+                return Err(Failure::unsupported(
+                    "draw: this adapter draws within runs only",
+                ));
+            }
             // What it names is over, or it would have been seen by the run itself.
             Request::Cancel { .. } => return Ok(None),
         }))

@@ -34,7 +34,7 @@ from llorch_adapter.serve import serve
 class HfAdapter(Adapter):
     name = "hf"
     worth = "semantics"
-    capabilities = ("capture", "tokenize", "generate", "sample", "inject", "f64", "deterministic")
+    capabilities = ("capture", "tokenize", "generate", "sample", "draw", "inject", "f64", "deterministic")
     variants = ("f64",)
     recipes = {
         "embeddings": "output of transformer.drop; b t e -> t e",

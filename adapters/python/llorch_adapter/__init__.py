@@ -11,6 +11,7 @@ In reading order:
 - ``probe``     capture and injection, for one run
 - ``sampling``  next-token probabilities and the draw
 - ``run``       the step loop: prefill, decode, choice of the token
+- ``draws``     tokens drawn from logits that were given
 - ``adapter``   what an adapter supplies
 - ``serve``     the loop over requests
 

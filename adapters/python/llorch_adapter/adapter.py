@@ -65,6 +65,10 @@ class Adapter:
         """Probabilities [V] from the last row of logits, with the implementation's own kernels."""
         return sampling.next_probs(logits, settings)
 
+    def draw(self, probabilities, generator, count):
+        """So many tokens, i64 [count], one after another from one generator."""
+        return sampling.draw_many(probabilities, generator, count)
+
     def tokenize(self, text):
         raise UnsupportedError(f"{self.name} has no tokenizer of its own")
 

@@ -41,6 +41,15 @@ class Run:
         return max(self.max_new_tokens, 1)
 
 
+@dataclass(frozen=True)
+class Draw:
+    id: str
+    logits: tuple  # (file, key)
+    sampling: Sampling
+    draws: int
+    out_dir: Path
+
+
 def is_int(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -103,6 +112,29 @@ def parse_run(message, dims):
         inject=_inject(message.get("inject"), dims, max(new, 1)),
         out_dir=None if out_dir is None else Path(out_dir),
     )
+
+
+MOST_DRAWS = 10**8  # more is a mistake, and memory for it isn't there
+
+
+def parse_draw(message):
+    """A draw that can be made, or an `InputError`."""
+    logits = message.get("logits")
+    if not isinstance(logits, dict) or not isinstance(logits.get("file"), str):
+        raise InputError("`logits` isn't an object with a `file`")
+    key = logits.get("key")
+    if key is not None and not isinstance(key, str):
+        raise InputError(f"`logits` has key {key!r}, expected a string")
+    draws = message.get("draws")
+    if not is_int(draws) or not 0 <= draws <= MOST_DRAWS:
+        raise InputError(f"`draws` is {draws!r}, expected an integer from 0 to {MOST_DRAWS}")
+    out_dir = message.get("out_dir")
+    if not isinstance(out_dir, str):
+        raise InputError(f"`out_dir` is {out_dir!r}, expected a path")
+    sampling = _sampling(message.get("sampling"))
+    if sampling.temperature == 0:
+        raise InputError("`sampling.temperature` is 0, expected more than 0 to draw at")
+    return Draw(request_id(message), (logits["file"], key), sampling, draws, Path(out_dir))
 
 
 def _ids(value, field, dims):

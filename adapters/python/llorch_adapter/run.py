@@ -6,7 +6,6 @@ import numpy as np
 
 from .errors import ResourceError
 from .probe import Probe
-from .sampling import draw
 
 
 def execute(adapter, request, send, cancelled):
@@ -50,5 +49,5 @@ def _choose(adapter, request, probe, last, step, generator):
     if probe.active("next.probs") or (sampled and forced is None):
         probabilities = probe.visit("next.probs", adapter.next_probs(last, request.sampling))
         if sampled and forced is None:
-            return draw(probabilities, generator)
+            return int(adapter.draw(probabilities, generator, 1)[0])
     return argmax if forced is None else forced

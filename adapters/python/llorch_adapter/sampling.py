@@ -41,6 +41,11 @@ def next_probs(logits, sampling):
 
 def draw(probabilities, generator):
     """One token, by inverting the cumulative distribution at one uniform number."""
+    return int(draw_many(probabilities, generator, 1)[0])
+
+
+def draw_many(probabilities, generator, count):
+    """`count` tokens [count], i64: what so many calls of `draw` with this generator would give."""
     cumulative = np.cumsum(probabilities, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
-    return min(index, len(probabilities) - 1)
+    ids = np.searchsorted(cumulative, generator.random(count) * cumulative[-1], side="right")
+    return np.minimum(ids, len(probabilities) - 1).astype(np.int64)

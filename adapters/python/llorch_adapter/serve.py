@@ -13,6 +13,7 @@ import traceback
 
 from . import requests, stdio
 from .adapter import PROTOCOL_VERSION
+from .draws import execute_draw
 from .errors import InputError, UnsupportedError, classify
 from .run import execute
 
@@ -36,6 +37,7 @@ class Server:
             "load": self._load,
             "tokenize": self._tokenize,
             "run": self._run,
+            "draw": self._draw,
             "cancel": self._cancel,
         }
 
@@ -120,6 +122,11 @@ class Server:
         request = requests.parse_run(message, self._adapter.dims)
         self._adapter.check(request)
         return execute(self._adapter, request, self.send, lambda: request.id in self._cancelled)
+
+    def _draw(self, message):
+        requests.request_id(message)
+        self._need_model()
+        return execute_draw(self._adapter, requests.parse_draw(message), self.send)
 
     def _cancel(self, message):
         # The reader has already marked it. By now the run has ended, one way or the other.

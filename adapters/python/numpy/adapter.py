@@ -23,7 +23,7 @@ from llorch_adapter.serve import serve
 class NumpyAdapter(Adapter):
     name = "numpy"
     worth = "kernels"
-    capabilities = ("capture", "generate", "sample", "inject", "f64", "deterministic")
+    capabilities = ("capture", "generate", "sample", "draw", "inject", "f64", "deterministic")
     variants = ("f64",)
     recipes = {
         "*": "as named in adapters/python/numpy/gpt2.py, no change of layout",

@@ -9,7 +9,7 @@ import numpy as np
 from llorch_adapter.folder import read_dims
 from llorch_adapter.points import all_points, shape_of
 
-from .client import ADAPTERS, NANO, Client, interpreter
+from .client import ADAPTERS, NANO, Client, interpreter, load_checked
 
 PROMPT = [15496, 13]  # "Hello."
 
@@ -154,6 +154,64 @@ class Protocol:
             self.assertGreater(probs[token], 0)
             self.assertLessEqual(np.count_nonzero(probs), 20)
             self.assertAlmostEqual(float(probs.sum(dtype=np.float64)), 1, places=5)
+
+    def draw(self, row, sampling, draws=1000, **fields):
+        """The last message, and the tokens drawn."""
+        file = self.client.out_dir / "logits.npy"
+        np.save(file, row)
+        self.client.send(
+            {
+                "type": "draw",
+                "id": "d",
+                "logits": {"file": str(file), "key": None},
+                "sampling": sampling,
+                "draws": draws,
+                "out_dir": str(self.client.out_dir / "drawn"),
+                **fields,
+            }
+        )
+        message, drawn = self.client.receive(), None
+        if message["type"] == "tensor":
+            self.assertEqual((message["point"], message["dtype"], message["step"]), ("draws", "i64", 0))
+            drawn, message = load_checked(message), self.client.receive()
+        return message, drawn
+
+    def test_draws_follow_the_probabilities_and_the_seed(self):
+        logits = np.log(np.array([0.5, 0.25, 0.15, 0.1]), dtype=np.float32)
+        settings = {"temperature": 1, "top_k": 3, "seed": 7}
+        reply, drawn = self.draw(logits, settings, 20_000)
+        if "draw" not in self.claims["capabilities"]:
+            return self.error("unsupported", reply, "d")
+        self.assertEqual((reply["type"], drawn.shape), ("done", (20_000,)))
+        shares = np.bincount(drawn, minlength=4) / len(drawn)
+        np.testing.assert_allclose(shares, [5 / 9, 2.5 / 9, 1.5 / 9, 0], atol=0.02)  # 5 standard deviations
+        np.testing.assert_array_equal(self.draw(logits, settings, 20_000)[1], drawn)
+        self.assertFalse(np.array_equal(self.draw(logits, {**settings, "seed": 8}, 20_000)[1], drawn))
+        # Fewer are the first of many, and the first is that of a run.
+        np.testing.assert_array_equal(self.draw(logits, settings, 5)[1], drawn[:5])
+        tensors, done = self.client.run(PROMPT, ["logits.last"], max_new_tokens=1, sampling=settings)
+        first = self.draw(tensors[0, "logits.last"], settings, 1)[1]
+        self.assertEqual(first.tolist(), done["generated"])
+
+    def test_bad_draws_are_answered_and_survived(self):
+        if "draw" not in self.claims["capabilities"]:
+            return
+        row, warm = np.zeros(4, np.float32), {"temperature": 1}
+        for logits, sampling, fields in (
+            (row, {"temperature": 0}, {}),
+            (row, {"temperature": 1, "top_p": 2}, {}),
+            (row[None], warm, {}),
+            (row.astype(np.int64), warm, {}),
+            (row[:0], warm, {}),
+            (row, warm, {"draws": -1}),
+            (row, warm, {"draws": 2.5}),
+            (row, warm, {"out_dir": None}),
+            (row, warm, {"logits": {"file": "/nonexistent.npy"}}),
+            (row, warm, {"logits": None}),
+        ):
+            with self.subTest(logits=logits, sampling=sampling, fields=fields):
+                self.error("input", self.draw(logits, sampling, **{"draws": 10, **fields})[0], "d")
+        self.alive()
 
     def test_bad_lines_are_answered_and_survived(self):
         for line in (b"garbage", b"[1,2]", b'{"type":"run"', b"\xff\xfe", b'{"type":"run","id":NaN}', b"[" * 100000):

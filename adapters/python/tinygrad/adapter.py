@@ -26,7 +26,7 @@ SMALLEST_PROMPT, SMALLEST_CACHE = 8, 256
 class TinygradAdapter(Adapter):
     name = "tinygrad"
     worth = "kernels"
-    capabilities = ("capture", "generate", "sample", "deterministic")
+    capabilities = ("capture", "generate", "sample", "draw", "deterministic")
     recipes = {
         "*": "as named in adapters/python/tinygrad/gpt2.py; a captured value ends a kernel",
         "h.*.attn.q": "first third of c_attn's output; t (three h d) -> three h t d",

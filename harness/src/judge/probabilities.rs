@@ -3,16 +3,15 @@
 //! An implementation is held to the float64 softmax of its OWN logits/τ within 1e-6, plus
 //! 2·p·u·max|logit|/τ where τ is not 1 (the rounded division by τ); two implementations to that plus
 //! 2·p·Δ/τ, Δ being the largest difference of their logits, capped by what checkpoint 9 allows.
-//! A token whose logit lies within that distance of the cut of a filter may be kept by one and
-//! dropped by the other; it is excused, and the rest compared as if it were not there.
+//! A token within the bound of the cut of a filter ([`crate::sampling::uncertain`]) may be kept by one
+//! and dropped by the other; it is excused, and the rest compared as if it were not there.
 
-use llorch_trace::protocol::Sampling;
 use llorch_trace::{Point, Stage};
 
 use super::{Place, deviations, point_tolerance};
 use crate::compare::{Numbers, Tolerance, compare};
-use crate::oracle::softmax;
 use crate::result::{Row, RowKind, Verdict};
+use crate::sampling::{Slack, replay, uncertain};
 
 /// Against the float64 replay of its own logits. None where those were not captured.
 pub fn own(place: &Place<'_>, who: usize, probs: &Numbers) -> Option<Row> {
@@ -70,14 +69,13 @@ fn judge(
     let largest = logits.0.values.iter().fold(0.0f64, |m, l| m.max(l.abs()));
     let division = if tau == 1.0 { 0.0 } else { u * largest / tau };
     let relative = 2.0 * (division + delta / tau);
-    // How far a logit may be from a cut and still fall on either side of it: both sides move.
-    let reach = 2.0 * (delta + u * largest);
-    let (x, y, excused) = match excuse(x, y, logits, reach) {
+    let excusable = uncertain(&logits.0.values, &place.case.sampling, Slack { u, delta });
+    let (x, y, excused) = match excuse(x, y, &excusable) {
         Ok(excused) => excused,
         Err(id) => {
             let reason = format!(
-                "the filters keep different tokens: {id} is kept by one only, and lies {} from the cut",
-                "further than rounding moves it"
+                "the filters keep different tokens: {id} is kept by one only, and lies further from the cut than \
+                 rounding moves it"
             );
             return place.row(kind, a, b, Verdict::Fail, reason);
         }
@@ -94,12 +92,11 @@ fn judge(
 }
 
 /// Takes the tokens that only one side keeps out of both and renormalizes. The error is the id of a
-/// token that lies too far from the cut for that.
+/// token that is not excusable.
 fn excuse(
     x: &Numbers,
     y: &Numbers,
-    logits: (&Numbers, &Numbers),
-    reach: f64,
+    excusable: &[bool],
 ) -> Result<(Numbers, Numbers, usize), usize> {
     // Without a filter only underflow makes a probability 0, and that is no cut.
     let only_one: Vec<usize> =
@@ -108,20 +105,8 @@ fn excuse(
     if only_one.iter().all(|&i| tiny(i)) {
         return Ok((x.clone(), y.clone(), 0));
     }
-    let kept = |p: &Numbers, l: &Numbers| {
-        let kept = p.values.iter().zip(&l.values).filter(|(p, _)| **p > 0.0);
-        kept.fold(f64::INFINITY, |m, (_, l)| m.min(*l))
-    };
-    let cut = [kept(x, logits.0), kept(y, logits.1)];
-    for &i in &only_one {
-        // The side that drops it must have it close below its own cut.
-        let (logit, cut) = match x.values[i] == 0.0 {
-            true => (logits.0.values[i], cut[0]),
-            false => (logits.1.values[i], cut[1]),
-        };
-        if (cut - logit).abs() > reach {
-            return Err(i);
-        }
+    if let Some(&far) = only_one.iter().find(|&&i| !excusable.get(i).copied().unwrap_or(false)) {
+        return Err(far);
     }
     let without = |p: &Numbers| {
         let mut p = p.clone();
@@ -133,67 +118,16 @@ fn excuse(
     Ok((without(x), without(y), only_one.len()))
 }
 
-/// Temperature, then top-k, then top-p, in float64; the order and the treatment of ties are those of
-/// Hugging Face's logits warpers: top-k keeps every token equal to the k-th, top-p drops the tail
-/// whose cumulative probability, summed from the least likely, is at most 1 − p, and keeps one.
-pub fn replay(logits: &[f64], sampling: &Sampling) -> Vec<f64> {
-    if sampling.temperature <= 0.0 {
-        return softmax(logits);
-    }
-    let mut scores: Vec<f64> = logits.iter().map(|l| l / sampling.temperature).collect();
-    if sampling.top_k > 0 && sampling.top_k < scores.len() {
-        let mut sorted = scores.clone();
-        sorted.sort_by(|a, b| b.total_cmp(a));
-        let kth = sorted[sampling.top_k - 1];
-        scores.iter_mut().filter(|s| **s < kth).for_each(|s| *s = f64::NEG_INFINITY);
-    }
-    if sampling.top_p < 1.0 {
-        let probs = softmax(&scores);
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|&i, &j| probs[i].total_cmp(&probs[j]));
-        let mut sum = 0.0;
-        for &i in &order[..order.len().saturating_sub(1)] {
-            sum += probs[i];
-            if sum > 1.0 - sampling.top_p {
-                break;
-            }
-            scores[i] = f64::NEG_INFINITY;
-        }
-    }
-    softmax(&scores)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sampling(temperature: f64, top_k: usize, top_p: f64) -> Sampling {
-        Sampling { temperature, top_k, top_p, seed: 0 }
-    }
-
-    #[test]
-    fn replay_filters_as_the_warpers_do() {
-        let logits = [3.0f64.ln(), 2.0f64.ln(), 1.0f64.ln(), 1.0f64.ln()];
-        let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-12);
-        let plain = replay(&logits, &sampling(1.0, 0, 1.0));
-        assert!(close(&plain, &[3.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 1.0 / 7.0]));
-        assert!(close(&replay(&logits, &sampling(1.0, 2, 1.0)), &[0.6, 0.4, 0.0, 0.0]));
-        // Equal to the third: both stay.
-        assert!(close(&replay(&logits, &sampling(1.0, 3, 1.0)), &plain));
-        assert!(close(&replay(&logits, &sampling(1.0, 0, 0.7)), &[0.6, 0.4, 0.0, 0.0]));
-        assert!(close(&replay(&logits, &sampling(1.0, 0, 1e-9)), &[1.0, 0.0, 0.0, 0.0]));
-        let cold = replay(&logits, &sampling(0.5, 0, 1.0));
-        assert!(close(&cold, &[9.0 / 15.0, 4.0 / 15.0, 1.0 / 15.0, 1.0 / 15.0]));
-    }
 
     #[test]
     fn a_token_at_the_cut_is_excused_and_one_far_from_it_is_not() {
         let numbers = |v: &[f64]| Numbers::f64(vec![v.len()], v.to_vec());
         let (x, y) = (numbers(&[0.6, 0.4, 0.0]), numbers(&[1.0, 0.0, 0.0]));
-        let near = numbers(&[1.0, 1.0 - 1e-7, -5.0]);
-        let (p, q, n) = excuse(&x, &y, (&near, &near), 1e-6).unwrap();
+        let (p, q, n) = excuse(&x, &y, &[false, true, false]).unwrap();
         assert_eq!((p.values, q.values, n), (vec![1.0, 0.0, 0.0], vec![1.0, 0.0, 0.0], 1));
-        let far = numbers(&[1.0, 0.5, -5.0]);
-        assert_eq!(excuse(&x, &y, (&far, &far), 1e-6).unwrap_err(), 1);
+        assert_eq!(excuse(&x, &y, &[true, false, true]).unwrap_err(), 1);
     }
 }

@@ -20,6 +20,7 @@ pub enum Request {
     Load { model_dir: PathBuf, dtype: Dtype, threads: usize },
     Tokenize { id: String, text: String },
     Run(RunRequest),
+    Draw(DrawRequest),
     Cancel { id: String },
 }
 
@@ -68,6 +69,34 @@ pub struct Inject {
     pub step: usize,
     pub file: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// Draws tokens from logits that the harness gives, without running a model: what shows whether a
+/// sampler follows its probabilities.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrawRequest {
+    pub id: String,
+    /// One row of logits, `[V]`.
+    pub logits: TensorFile,
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// How many tokens to draw, one after another from one generator, seeded once.
+    pub draws: usize,
+    pub out_dir: PathBuf,
+}
+
+/// The name of the one tensor that answers a `draw`, i64 `[draws]`. It is no point of the model.
+pub const DRAWS: &str = "draws";
+
+/// More draws than this in one request are a mistake.
+pub const MOST_DRAWS: usize = 100_000_000;
+
+/// A tensor in a file: a `.npy`, or the entry `key` of a `.safetensors`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorFile {
+    pub file: PathBuf,
+    #[serde(default)]
     pub key: Option<String>,
 }
 
@@ -223,6 +252,11 @@ mod tests {
             "inject":[{"point":"h.3.attn.q","step":0,"file":"/x"}],"out_dir":"/o"}"#;
         let Request::Run(run) = serde_json::from_str(run).unwrap() else { panic!() };
         assert_eq!((run.sampling, run.inject.len()), (Sampling::default(), 1));
+
+        let draw = r#"{"type":"draw","id":"d","logits":{"file":"/l.npy","key":null},
+            "sampling":{"temperature":0.8,"top_k":40,"top_p":1,"seed":7},"draws":100000,"out_dir":"/o"}"#;
+        let Request::Draw(draw) = serde_json::from_str(draw).unwrap() else { panic!() };
+        assert_eq!((draw.draws, draw.sampling.seed, draw.logits.key), (100_000, 7, None));
 
         for line in [
             r#"{"type":"loaded","seconds":1.9}"#,
