@@ -68,11 +68,28 @@ fn mistakes_are_said_on_stderr_with_exit_code_2() {
         &[text(&a), "/nowhere"],
         &[text(&a), text(&a), "--tolerance", "-1"],
         &[text(&a), text(&a), "--config", "/nowhere"],
+        &[text(&a), text(&a), "--heads", "0"],
+        &[text(&a), text(&a), "--case", "nosuch"],
     ] {
         let (stdout, stderr, code) = compare_cli(arguments);
         assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?}");
         assert!(!stderr.is_empty());
     }
+}
+
+#[test]
+fn a_case_that_is_nowhere_is_refused_with_those_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = tensors(3);
+    let a = write_bundle(&dir.path().join("a"), "a", &all, 1);
+    let b = write_bundle(&dir.path().join("b"), "b", &all, 1);
+    let (_, stderr, code) = compare_cli(&[text(&a), text(&b), "--case", "nosuch"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("no source has a case nosuch; found hello"), "{stderr}");
+    let plain = write_folder(&dir.path().join("plain"), &[("ln_f", all["ln_f"].clone())]);
+    let (_, stderr, code) = compare_cli(&[text(&plain), text(&plain), "--case", "nosuch"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("none has cases"), "{stderr}");
 }
 
 /// Written by Candle itself on nano; tests/fixtures/candle_eight/README.md tells how.

@@ -172,6 +172,54 @@ fn nothing_in_common_is_incomplete_and_one_source_is_usage() {
 }
 
 #[test]
+fn a_name_that_means_nothing_is_listed_once_and_is_no_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = tensors(11);
+    let q = all["h.0.attn.q"].clone();
+    let files = [
+        ("checkpoint_02_q_hf", q.clone()),
+        ("checkpoint_02_q_candle", q.clone()),
+        ("checkpoint_02_nonsense", q.clone()),
+        ("notes", q.clone()),
+        ("transformer.h.0.ln_1.weight", q.clone()),
+    ];
+    write_folder(dir.path(), &files);
+    let c = compared(&[dir.path()]);
+    assert_eq!((c.verdict, c.rows.len(), c.unchecked.len()), (RunVerdict::Pass, 1, 0));
+    let names: Vec<&str> = c.sources.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["candle", "hf"]);
+    assert!(c.sources.iter().all(|s| s.unmapped.is_empty()), "{:?}", c.sources);
+    let left_out: Vec<String> =
+        c.left_out.iter().map(|l| l.path.file_name().unwrap().display().to_string()).collect();
+    let expected = ["checkpoint_02_nonsense.npy", "notes.npy", "transformer.h.0.ln_1.weight.npy"];
+    assert_eq!(left_out, expected);
+    assert!(c.left_out[1].reason.contains("no program whose names are known"), "{:?}", c.left_out);
+
+    // Beside names of the folder's own kind it is listed with them.
+    let own = write_folder(&dir.path().join("own"), &[("ln_f", all["ln_f"].clone()), ("notes", q)]);
+    let c = compared(&[&own, &own]);
+    assert_eq!((c.sources.len(), c.left_out.len(), c.sources[0].unmapped.len()), (2, 0, 1));
+}
+
+#[test]
+fn the_oracle_of_a_saved_run_is_no_implementation() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut all = tensors(12);
+    let logits = [("logits.last".to_string(), all.remove("logits.last").unwrap())].into();
+    for name in ["mine", "hf"] {
+        write_bundle(&dir.path().join(name), name, &all, 1);
+    }
+    write_bundle(&dir.path().join("oracle"), "oracle", &logits, 1);
+    std::fs::write(dir.path().join("result.json"), "{}").unwrap();
+    let c = compared(&[dir.path()]);
+    assert_eq!((c.verdict, c.sources.len(), c.unchecked.len()), (RunVerdict::Pass, 2, 0));
+    assert!(c.left_out[0].path.ends_with("oracle"), "{:?}", c.left_out);
+    // By its own name it can be had.
+    let c = compared(&[&dir.path().join("oracle"), &dir.path().join("hf")]);
+    assert_eq!(c.sources[0].name, "oracle");
+}
+
+#[test]
 fn bad_files_are_errors_that_name_them() {
     let dir = tempfile::tempdir().unwrap();
     let all = tensors(9);

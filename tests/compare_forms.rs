@@ -82,7 +82,7 @@ fn merged_heads_need_the_number_of_heads_from_somewhere() {
         c.sources[0]
     );
     let mut told = args(&[&a, &b]);
-    told.heads = Some(3);
+    told.heads = std::num::NonZeroUsize::new(3);
     let c = llorch_diff::dumps::compare::compare(&told).unwrap();
     assert_eq!(points(&c, Verdict::Pass), ["h.0.ln_1", "h.0.attn.q", "h.0.attn.k", "h.0.attn.v"]);
 }

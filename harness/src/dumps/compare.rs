@@ -1,6 +1,7 @@
 //! `llorch-diff compare`: dumps against each other, whoever wrote them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use llorch_trace::Dims;
@@ -11,7 +12,7 @@ use super::recipe;
 use super::show;
 use super::side::{Side, Understood};
 use super::sizes::learn;
-use super::source::{self, SourceError};
+use super::source::{self, LeftOut, SourceError};
 use crate::report::Format;
 use crate::result::{Row, RunVerdict, Unchecked, Verdict};
 
@@ -43,7 +44,7 @@ pub struct Args {
     pub config: Option<PathBuf>,
     /// Attention heads, for merged layouts, where no config.json is at hand
     #[arg(long, value_name = "N")]
-    pub heads: Option<usize>,
+    pub heads: Option<NonZeroUsize>,
     /// Only this case of sources that hold several
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
@@ -67,6 +68,8 @@ pub struct Compared {
     pub sources: Vec<SourceRecord>,
     pub rows: Vec<Row>,
     pub unchecked: Vec<Unchecked>,
+    /// Files and folders that are no source and part of none.
+    pub left_out: Vec<LeftOut>,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,20 +119,22 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 pub fn compare(args: &Args) -> Result<Compared, CompareError> {
-    let sides = open(args)?;
+    let (sides, left_out) = open(args)?;
     let options = Options { tolerance: args.tolerance, values: args.values };
     let mut outcome = Outcome::default();
     for (a, b) in pairs(&sides, args.reference.as_deref())? {
         pairing::pair(&sides[a], &sides[b], options, &mut outcome)?;
     }
-    Ok(conclude(sides, outcome))
+    Ok(conclude(sides, outcome, left_out))
 }
 
-fn open(args: &Args) -> Result<Vec<Side>, CompareError> {
+fn open(args: &Args) -> Result<(Vec<Side>, Vec<LeftOut>), CompareError> {
     let said = args.config.as_deref().map(dims).transpose()?;
-    let mut raw = Vec::new();
+    let (mut raw, mut left_out) = (Vec::new(), Vec::new());
     for path in &args.sources {
-        raw.extend(source::open(path)?);
+        let opened = source::open(path)?;
+        raw.extend(opened.sources);
+        left_out.extend(opened.left_out);
     }
     if let [only] = raw.as_slice() {
         let what = format!(
@@ -151,14 +156,14 @@ fn open(args: &Args) -> Result<Vec<Side>, CompareError> {
         let own = n_layer.or(side.last_state_of_a_whole_set());
         side.place_states(own);
     }
-    let known = learn(&understood, said, args.heads);
+    let known = learn(&understood, said, args.heads.map(NonZeroUsize::get));
     let mut sides = Vec::new();
     for (side, known) in understood.into_iter().zip(&known) {
         sides.push(side.resolve(known)?);
     }
     refuse_ambiguous(&sides)?;
     align_cases(&mut sides, args.case.as_deref()).map_err(CompareError::Usage)?;
-    Ok(sides)
+    Ok((sides, left_out))
 }
 
 fn dims(path: &Path) -> Result<Dims, llorch_trace::Error> {
@@ -224,8 +229,11 @@ fn align_cases(sides: &mut [Side], wanted: Option<&str>) -> Result<(), String> {
         sides.iter().flat_map(Side::cases).filter(|case| !case.is_empty()).collect();
     let list = || named.iter().cloned().collect::<Vec<_>>().join(", ");
     if let Some(wanted) = wanted {
-        if !named.is_empty() && !named.contains(wanted) {
-            return Err(format!("no source has a case {wanted}; there are {}", list()));
+        if !named.contains(wanted) {
+            return Err(match named.is_empty() {
+                true => format!("no source has a case {wanted}: none has cases; leave --case out"),
+                false => format!("no source has a case {wanted}; found {}", list()),
+            });
         }
         for side in sides.iter_mut() {
             let kept = |case: &str| case.is_empty() || case == wanted;
@@ -279,7 +287,7 @@ fn pairs(sides: &[Side], reference: Option<&str>) -> Result<Vec<(usize, usize)>,
     Ok((0..n).filter(|a| *a != b).map(|a| (a, b)).collect())
 }
 
-fn conclude(sides: Vec<Side>, outcome: Outcome) -> Compared {
+fn conclude(sides: Vec<Side>, outcome: Outcome, left_out: Vec<LeftOut>) -> Compared {
     let Outcome { rows, unchecked } = outcome;
     let sources: Vec<SourceRecord> = sides.into_iter().map(|side| record(side, &rows)).collect();
     let worst = rows.iter().map(|row| row.verdict).max();
@@ -289,7 +297,7 @@ fn conclude(sides: Vec<Side>, outcome: Outcome) -> Compared {
         Some(Verdict::Warn) => RunVerdict::Warn,
         _ => RunVerdict::Pass,
     };
-    Compared { schema: SCHEMA, verdict, sources, rows, unchecked }
+    Compared { schema: SCHEMA, verdict, sources, rows, unchecked, left_out }
 }
 
 fn record(side: Side, rows: &[Row]) -> SourceRecord {

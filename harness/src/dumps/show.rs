@@ -42,6 +42,10 @@ pub fn text(compared: &Compared, all: bool, markdown: bool) -> String {
             source.tensors
         );
     }
+    for one in &compared.left_out {
+        let bullet = if markdown { "- " } else { "" };
+        let _ = writeln!(out, "{bullet}not compared: {}: {}", one.path.display(), one.reason);
+    }
     out.push('\n');
     if !compared.rows.is_empty() {
         out += &table(compared, all, markdown);

@@ -9,7 +9,7 @@ use super::alias::{Layout, Meaning, meaning};
 use super::names::parse_stem;
 use super::recipe::{self, Recipe, Sizes};
 use super::sizes::Known;
-use super::source::{Raw, RawTensor, SourceError};
+use super::source::{Raw, RawTensor, SourceError, means_nothing};
 
 /// Where a tensor belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,8 +139,9 @@ impl Understood {
                     return;
                 }
                 Meaning::State { index } => return self.states.push((raw, index)),
-                Meaning::NotOurs { family, reason } => format!("{family}: {reason}"),
-                Meaning::Unknown => "no program whose names are known calls a tensor so".into(),
+                Meaning::NotOurs { .. } | Meaning::Unknown => {
+                    means_nothing(&name).unwrap_or_default()
+                }
             },
         };
         let (case, name) = (raw.case, raw.name);

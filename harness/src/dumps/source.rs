@@ -8,9 +8,12 @@ use std::sync::Arc;
 use llorch_trace::bundle::{MANIFEST, TENSORS};
 use llorch_trace::files::{SafetensorsFile, inspect_npy, read_npy};
 use llorch_trace::{Bundle, Dims, Dtype, Tensor};
+use serde::Serialize;
 
+use super::alias::{Meaning, meaning};
 use super::names::parse_stem;
 use super::npz;
+use crate::saved::RESULT;
 
 /// A source that can't be used. The message names it.
 #[derive(Debug, thiserror::Error)]
@@ -75,15 +78,36 @@ impl RawTensor {
     }
 }
 
-/// Everything in a source; more than one `Raw` where a folder holds several implementations.
-pub fn open(path: &Path) -> Result<Vec<Raw>> {
+/// What a path holds.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// More than one where a folder holds several implementations.
+    pub sources: Vec<Raw>,
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A file or folder that is no source and part of none, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+impl From<Raw> for Opened {
+    fn from(only: Raw) -> Opened {
+        Opened { sources: vec![only], left_out: Vec::new() }
+    }
+}
+
+/// Everything at a path.
+pub fn open(path: &Path) -> Result<Opened> {
     let refuse = |what: &str| Err(SourceError::Refused { path: path.into(), what: what.into() });
     if path.is_dir() {
         return open_folder(path);
     }
     match path.extension().and_then(|e| e.to_str()).unwrap_or_default() {
         _ if !path.exists() => refuse("there is no such file or folder"),
-        "npz" => Ok(vec![Raw { form: "npz", tensors: npz_tensors(path)?, ..Raw::empty(path) }]),
+        "npz" => Ok(Raw { form: "npz", tensors: npz_tensors(path)?, ..Raw::empty(path) }.into()),
         "safetensors" => {
             let file = Arc::new(SafetensorsFile::open(path)?);
             let mut tensors = Vec::new();
@@ -91,7 +115,7 @@ pub fn open(path: &Path) -> Result<Vec<Raw>> {
                 let place = Place::Safetensors(file.clone());
                 tensors.push(RawTensor { case: String::new(), name, dtype, shape, place });
             }
-            Ok(vec![Raw { form: "safetensors", tensors, ..Raw::empty(path) }])
+            Ok(Raw { form: "safetensors", tensors, ..Raw::empty(path) }.into())
         }
         "npy" => refuse("a single .npy has nothing to go with; give the folder that it is in"),
         "json" if path.file_name().is_some_and(|n| n == MANIFEST) => {
@@ -134,9 +158,9 @@ fn npz_tensors(path: &Path) -> Result<Vec<RawTensor>> {
 }
 
 /// A bundle, bundles in subfolders (what a run leaves behind), or loose files, a folder a case.
-fn open_folder(path: &Path) -> Result<Vec<Raw>> {
+fn open_folder(path: &Path) -> Result<Opened> {
     if path.join(MANIFEST).is_file() {
-        return Ok(vec![open_bundle(path)?]);
+        return Ok(open_bundle(path)?.into());
     }
     if path.join(TENSORS).is_file() {
         let what =
@@ -145,38 +169,40 @@ fn open_folder(path: &Path) -> Result<Vec<Raw>> {
     }
     let bundles = bundles_below(path)?;
     if !bundles.is_empty() {
-        return bundles.iter().map(|dir| open_bundle(dir)).collect();
+        let sources = bundles.iter().map(|dir| open_bundle(dir)).collect::<Result<_>>()?;
+        return Ok(Opened { sources, left_out: oracle_of(path).into_iter().collect() });
     }
-    let mut found = BTreeMap::new();
-    let mut misnamed = loose_files(path, path, "", &mut found)?;
+    let mut found = Loose::default();
+    loose_files(path, path, "", &mut found)?;
     for folder in subfolders(path)? {
         let case = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        misnamed.extend(loose_files(path, &folder, &case, &mut found)?);
+        loose_files(path, &folder, &case, &mut found)?;
     }
-    for tensor in misnamed {
-        let owner = |(name, _): &(&String, &mut Raw)| tensor.name.ends_with(&format!("_{name}"));
-        let side = match found.iter_mut().find(owner) {
-            Some((_, side)) => side,
-            None => match found.first_entry() {
-                Some(first) => first.into_mut(),
-                None => {
-                    found.entry(String::new()).or_insert(Raw { form: "folder", ..Raw::empty(path) })
-                }
-            },
-        };
-        side.tensors.push(tensor);
-    }
-    if found.is_empty() {
+    let opened = found.settle();
+    if opened.sources.is_empty() {
         let what = "it holds no bundle and no .npy file, nor do its subfolders".to_string();
         return Err(SourceError::Refused { path: path.into(), what });
     }
-    Ok(found.into_values().collect())
+    Ok(opened)
 }
 
-/// Folders with a manifest, at most two levels down: `DIR/hf`, `DIR/bundles/hf`.
+/// The oracle's bundle in the folder of a run: a few rows that judging it again needs, and no
+/// implementation's tensors.
+fn oracle_of(run: &Path) -> Option<LeftOut> {
+    let path = run.join("oracle");
+    let is_there = run.join(RESULT).is_file() && path.join(MANIFEST).is_file();
+    let reason = "the run's own float64 oracle, no implementation; name it to compare with it";
+    is_there.then(|| LeftOut { path, reason: reason.into() })
+}
+
+/// Implementations' folders with a manifest, at most two levels down: `DIR/hf`, `DIR/bundles/hf`.
 pub fn bundles_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let oracle = oracle_of(path).map(|left_out| left_out.path);
     let mut found = Vec::new();
     for folder in subfolders(path)? {
+        if oracle.as_ref() == Some(&folder) {
+            continue;
+        }
         if folder.join(MANIFEST).is_file() {
             found.push(folder);
             continue;
@@ -229,16 +255,43 @@ fn open_bundle(dir: &Path) -> Result<Raw> {
     Ok(Raw { name, form: "bundle", tensors, dims, ..Raw::empty(dir) })
 }
 
-/// Sorts the `.npy` files of one folder by the implementation that their names end in; those of
-/// another form belong to the folder itself. Handed back: those that are named like checkpoints and
-/// mean none, which are listed with the implementation that they seem to be of.
-fn loose_files(
-    source: &Path,
-    folder: &Path,
-    case: &str,
-    found: &mut BTreeMap<String, Raw>,
-) -> Result<Vec<RawTensor>> {
-    let mut misnamed = Vec::new();
+/// The loose files of a folder, sorted by whose they are.
+#[derive(Debug, Default)]
+struct Loose {
+    /// By the implementation that a file's name ends in.
+    named: BTreeMap<String, Raw>,
+    /// Names of another form that mean something: they belong to the folder itself.
+    own: Option<Raw>,
+    /// Names that mean nothing: of the source, the file, the tensor, and the reason.
+    unknown: Vec<(Raw, PathBuf, RawTensor, String)>,
+}
+
+impl Loose {
+    /// A file that means nothing is listed with the implementation whose name it ends in, else with
+    /// the folder's own files, else by itself; it makes no source of its own beside others.
+    fn settle(self) -> Opened {
+        let Loose { named, own, unknown } = self;
+        let mut opened = Opened { sources: named.into_values().collect(), left_out: Vec::new() };
+        let belongs_to_folder = own.is_some() || opened.sources.is_empty();
+        opened.sources.extend(own);
+        for (empty, path, tensor, reason) in unknown {
+            let ends_in = |side: &&mut Raw| tensor.name.ends_with(&format!("_{}", side.name));
+            if let Some(side) = opened.sources.iter_mut().find(ends_in) {
+                side.tensors.push(tensor);
+            } else if !belongs_to_folder {
+                opened.left_out.push(LeftOut { path, reason });
+            } else if let Some(side) = opened.sources.last_mut() {
+                side.tensors.push(tensor);
+            } else {
+                opened.sources.push(Raw { tensors: vec![tensor], ..empty });
+            }
+        }
+        opened
+    }
+}
+
+/// Sorts the `.npy` files of one folder.
+fn loose_files(source: &Path, folder: &Path, case: &str, found: &mut Loose) -> Result<()> {
     for path in entries(folder)? {
         if path.extension().is_none_or(|e| e != "npy") || !path.is_file() {
             continue;
@@ -246,19 +299,32 @@ fn loose_files(
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let empty = Raw { form: "folder", ..Raw::empty(source) };
         let (dtype, shape) = inspect_npy(&path)?;
-        let place = Place::Npy(path);
+        let place = Place::Npy(path.clone());
         let tensor = RawTensor { case: case.into(), name: stem.clone(), dtype, shape, place };
-        let implementation = match parse_stem(&stem) {
-            Some(Ok(name)) => name.implementation,
-            Some(Err(_)) => {
-                misnamed.push(tensor);
+        let side = match (parse_stem(&stem), means_nothing(&stem)) {
+            (Some(Ok(name)), _) => {
+                let name = name.implementation;
+                found.named.entry(name.clone()).or_insert(Raw { name, ..empty })
+            }
+            (_, Some(reason)) => {
+                found.unknown.push((empty, path, tensor, reason));
                 continue;
             }
-            None => empty.name.clone(),
+            (_, None) => found.own.get_or_insert(empty),
         };
-        let side =
-            found.entry(implementation.clone()).or_insert(Raw { name: implementation, ..empty });
         side.tensors.push(tensor);
     }
-    Ok(misnamed)
+    Ok(())
+}
+
+/// Why a name is none of our points, if it is none.
+pub fn means_nothing(name: &str) -> Option<String> {
+    if let Some(Err(reason)) = parse_stem(name) {
+        return Some(reason);
+    }
+    match meaning(name) {
+        Meaning::Points { .. } | Meaning::State { .. } => None,
+        Meaning::NotOurs { family, reason } => Some(format!("{family}: {reason}")),
+        Meaning::Unknown => Some("no program whose names are known calls a tensor so".into()),
+    }
 }
