@@ -210,6 +210,34 @@ fn what_is_wrong_is_named_in_openais_form() {
         assert!(message.contains(says), "{body}: {message}");
         assert!(answer["error"]["type"].is_string(), "{answer}");
     }
+    // Whatever the type is, the parameter is named, and nothing of how this program is written.
+    let wrong_types = [
+        ("prompt", json!({"max_tokens": 1})),
+        ("prompt", json!({"prompt": {"text": "a"}})),
+        ("max_tokens", json!({"prompt": "a", "max_tokens": "ten"})),
+        ("max_tokens", json!({"prompt": "a", "max_tokens": -1})),
+        ("temperature", json!({"prompt": "a", "temperature": "hot"})),
+        ("seed", json!({"prompt": "a", "seed": 1.5})),
+        ("stop", json!({"prompt": "a", "stop": [1]})),
+        ("stream", json!({"prompt": "a", "stream": "yes"})),
+        ("stream_options", json!({"prompt": "a", "stream_options": []})),
+        ("model", json!({"prompt": "a", "model": ["x".repeat(500)]})),
+    ];
+    for (param, body) in wrong_types {
+        let (status, answer) = daemon.post("/v1/completions", &body);
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(param)), "{answer}");
+        assert!(message.starts_with(param) && message.contains("expected"), "{message}");
+        assert!(message.len() < 150, "{message}");
+    }
+    let (status, answer) = daemon.post("/tokenize", &json!({"text": 5}));
+    assert_eq!((status, answer["error"]["param"].as_str()), (400, Some("text")), "{answer}");
+    let (status, answer) = daemon.post("/v1/completions", &json!([]));
+    let message = "the body is []; expected a JSON object";
+    assert_eq!((status, answer["error"]["message"].as_str()), (400, Some(message)));
+    // A client that writes null where it wants nothing said.
+    let nulls = json!({"prompt": "a", "max_tokens": 1, "stream": null, "stop": null, "n": null});
+    assert_eq!(daemon.post("/v1/completions", &nulls).0, 200);
     assert_eq!(daemon.get("/nothing").0, 404);
     assert_eq!(daemon.get("/v1/completions").0, 405);
     // Just beyond the limit of 1 MiB: of a much longer body the daemon would not read the rest, and
@@ -280,9 +308,16 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
 
 #[test]
 fn a_model_that_is_not_there_ends_the_daemon_with_an_error() {
-    let mut daemon = Daemon::start_without_waiting(&["--model", "/nowhere/at/all"]);
-    let code = daemon.exit_code(Duration::from_secs(30));
-    assert!(matches!(code, Some(2 | 3)), "{code:?}");
+    for (model, code) in [("/nowhere/at/all", 2), ("nosuch/x", 3)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
+            .args(["serve", "--port", "0", "--offline", "--model", model])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(model), "{said}");
+        assert!(output.stdout.is_empty(), "it never listened for requests");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::ApiError;
-use super::request::{CompletionRequest, json as read_json};
+use super::request::CompletionRequest;
 use super::worker::{Event, FinishReason, Job, Token, events};
 use super::{App, fresh_number, seconds_since_1970};
 
@@ -22,7 +22,7 @@ pub async fn create(
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = body.map_err(|e| ApiError::invalid(None, e.body_text()).with(e.status(), "body"))?;
-    let request: CompletionRequest = read_json(&body)?;
+    let request = CompletionRequest::read(&body)?;
     let checked = request.check(&app.model, app.worker.ready()?)?;
     let (sender, receiver) = events();
     let prompt_tokens = checked.ids.len();

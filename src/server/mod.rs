@@ -12,6 +12,7 @@ mod shutdown;
 mod stop;
 mod worker;
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -70,7 +71,8 @@ fn router(app: App) -> Router {
 
 /// Serves until SIGTERM or Ctrl-C; returns the exit code.
 ///
-/// The address is bound before the model is loaded, so that `/health` can answer 503 meanwhile.
+/// The address is bound before the model is fetched and loaded, so that `/health` can answer 503
+/// meanwhile. Where it listens is said once there is a model to load.
 pub fn run(args: ServeArgs) -> Result<u8> {
     // The model computes on its own threads; two are plenty for sockets.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -85,9 +87,16 @@ async fn serve(args: ServeArgs) -> Result<u8> {
         source,
     };
     let listener = TcpListener::bind((args.host.as_str(), args.port)).await.map_err(failed)?;
-    println!("listening on http://{}", listener.local_addr().map_err(failed)?);
+    let address = listener.local_addr().map_err(failed)?;
     let model = args.model.model.as_str().into();
     let worker = Arc::new(Worker::start(args.clone()));
+    let waiting = worker.clone();
+    tokio::spawn(async move {
+        if waiting.found().await {
+            // Whoever closed our output doesn't want to know.
+            let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+        }
+    });
     let started = seconds_since_1970();
     let app = App { worker: worker.clone(), model, started };
     shutdown::serve(listener, router(app), worker).await.map_err(failed)

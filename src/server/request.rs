@@ -5,7 +5,7 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::worker::Ready;
@@ -19,8 +19,8 @@ const MAX_LOGPROBS: usize = 5;
 const MAX_STOPS: usize = 4;
 
 /// The body of `POST /v1/completions`. Fields that are not here and change nothing (`user`) are
-/// ignored, as OpenAI's API does.
-#[derive(Debug, Clone, Deserialize)]
+/// ignored, as OpenAI's API does; null is as good as absent.
+#[derive(Debug, Clone)]
 pub struct CompletionRequest {
     pub model: Option<String>,
     pub prompt: Prompt,
@@ -34,14 +34,11 @@ pub struct CompletionRequest {
     pub seed: Option<i64>,
     pub stop: Option<Stop>,
     pub logprobs: Option<usize>,
-    #[serde(default)]
     pub stream: bool,
     pub stream_options: Option<StreamOptions>,
     /// Not OpenAI's: go on after `<|endoftext|>`.
-    #[serde(default)]
     pub ignore_eos: bool,
     /// Not OpenAI's: give the ids of the tokens as `token_ids`.
-    #[serde(default)]
     pub return_token_ids: bool,
     // What follows is refused by name where it would change the answer.
     pub n: Option<Value>,
@@ -60,7 +57,6 @@ pub enum Prompt {
     Ids(Vec<u32>),
     Texts(Vec<String>),
     IdLists(Vec<Vec<u32>>),
-    Other(serde::de::IgnoredAny),
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -85,13 +81,88 @@ pub struct Checked {
     pub logprobs: Option<usize>,
 }
 
-/// Reads a JSON body; the error says where it went wrong.
-pub fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|e| ApiError::invalid(None, format!("failed to read the body: {e}")))
+/// A JSON body, field by field, so that an error can name the field.
+pub struct Body(Map<String, Value>);
+
+impl Body {
+    pub fn read(body: &Bytes) -> Result<Body, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Body(fields)),
+            Ok(other) => {
+                let message = format!("the body is {}; expected a JSON object", short(&other));
+                Err(ApiError::invalid(None, message))
+            }
+            Err(e) => Err(ApiError::invalid(None, format!("the body is not JSON: {e}"))),
+        }
+    }
+
+    /// Takes a field out; `expected` says what it may be.
+    pub fn take<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<Option<T>, ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => T::deserialize(&value).map(Some).map_err(|_| {
+                let message = format!("{name} is {}; expected {expected}", short(&value));
+                ApiError::invalid(Some(name), message)
+            }),
+        }
+    }
+
+    pub fn need<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<T, ApiError> {
+        let missing =
+            || ApiError::invalid(Some(name), format!("{name} is missing; expected {expected}"));
+        self.take(name, expected)?.ok_or_else(missing)
+    }
+}
+
+/// A value as an error message may quote it.
+fn short(value: &Value) -> String {
+    const MOST: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
 }
 
 impl CompletionRequest {
+    pub fn read(body: &Bytes) -> Result<CompletionRequest, ApiError> {
+        const WHOLE: &str = "a whole number, 0 or more";
+        const NUMBER: &str = "a number";
+        const FLAG: &str = "true or false";
+        let mut body = Body::read(body)?;
+        Ok(CompletionRequest {
+            prompt: body.need("prompt", "one text or one list of token ids")?,
+            model: body.take("model", "the name of a model")?,
+            max_tokens: body.take("max_tokens", WHOLE)?,
+            temperature: body.take("temperature", NUMBER)?,
+            top_p: body.take("top_p", NUMBER)?,
+            top_k: body.take("top_k", WHOLE)?,
+            repetition_penalty: body.take("repetition_penalty", NUMBER)?,
+            seed: body.take("seed", "a whole number")?,
+            stop: body.take("stop", "a text or a list of texts")?,
+            logprobs: body.take("logprobs", WHOLE)?,
+            stream: body.take("stream", FLAG)?.unwrap_or_default(),
+            stream_options: body.take("stream_options", "an object with include_usage")?,
+            ignore_eos: body.take("ignore_eos", FLAG)?.unwrap_or_default(),
+            return_token_ids: body.take("return_token_ids", FLAG)?.unwrap_or_default(),
+            n: body.take("n", "")?,
+            best_of: body.take("best_of", "")?,
+            echo: body.take("echo", "")?,
+            suffix: body.take("suffix", "")?,
+            logit_bias: body.take("logit_bias", "")?,
+            presence_penalty: body.take("presence_penalty", "")?,
+            frequency_penalty: body.take("frequency_penalty", "")?,
+        })
+    }
+
     pub fn check(&self, model: &str, ready: &Ready) -> Result<Checked, ApiError> {
         self.refuse_what_is_not_there()?;
         if let Some(asked) = self.model.as_deref().filter(|m| *m != model) {
@@ -106,7 +177,7 @@ impl CompletionRequest {
             // Clients send lists of one.
             Prompt::Texts(texts) if texts.len() == 1 => encode(&texts[0])?,
             Prompt::IdLists(lists) if lists.len() == 1 => lists[0].clone(),
-            Prompt::Texts(_) | Prompt::IdLists(_) | Prompt::Other(_) => {
+            Prompt::Texts(_) | Prompt::IdLists(_) => {
                 let message = "prompt must be one text or one list of token ids";
                 return Err(ApiError::invalid(Some("prompt"), message));
             }

@@ -5,12 +5,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
-use super::request::json as read_json;
+use super::request::Body;
 
 /// 200 when requests are answered, 503 while the model is loading or if it could not be.
 pub async fn health(State(app): State<App>) -> Response {
@@ -31,19 +30,14 @@ pub async fn models(State(app): State<App>) -> Json<Value> {
     }]}))
 }
 
-#[derive(Debug, Deserialize)]
-struct TokenizeRequest {
-    text: String,
-}
-
 /// `{"text": "Hello."}` → `{"ids": [15496, 13], "count": 2}`
 pub async fn tokenize(
     State(app): State<App>,
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let body = body.map_err(|e| ApiError::invalid(None, e.body_text()).with(e.status(), "body"))?;
-    let request: TokenizeRequest = read_json(&body)?;
-    let ids = app.worker.ready()?.tokenizer.encode(&request.text).map_err(ApiError::from)?;
+    let text: String = Body::read(&body)?.need("text", "a text")?;
+    let ids = app.worker.ready()?.tokenizer.encode(&text).map_err(ApiError::from)?;
     Ok(Json(json!({"count": ids.len(), "ids": ids})))
 }
 

@@ -1,10 +1,11 @@
 //! The one owner of the model: a thread that answers jobs from a bounded queue, one at a time.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::stop::StopMatcher;
 use super::{Loaded, ServeArgs};
@@ -81,6 +82,7 @@ pub struct Worker {
     jobs: SyncSender<Job>,
     /// Set once the model is there, or can't be.
     state: Arc<OnceLock<std::result::Result<Ready, Failed>>>,
+    found: watch::Receiver<bool>,
 }
 
 #[derive(Debug)]
@@ -99,10 +101,16 @@ impl Worker {
     /// Starts the thread, which loads the model first.
     pub fn start(args: ServeArgs) -> Worker {
         let (jobs, queue) = sync_channel(args.queue.max(1));
+        let (announce, found) = watch::channel(false);
         let state = Arc::new(OnceLock::new());
         let shared = state.clone();
-        std::thread::spawn(move || work(&args, &queue, &shared));
-        Worker { jobs, state }
+        std::thread::spawn(move || work(&args, &queue, &shared, announce));
+        Worker { jobs, state, found }
+    }
+
+    /// Waits until there is a model to load: a folder that is whole. False if there is none.
+    pub async fn found(&self) -> bool {
+        self.found.clone().wait_for(|found| *found).await.is_ok()
     }
 
     /// `None` while the model is loading.
@@ -135,8 +143,13 @@ fn work(
     args: &ServeArgs,
     queue: &Receiver<Job>,
     state: &OnceLock<std::result::Result<Ready, Failed>>,
+    announce: watch::Sender<bool>,
 ) {
-    let (model, tokenizer) = match load(args) {
+    let loaded = args.model.resolve().and_then(|resolved| {
+        let _ = announce.send(true);
+        load(args, &resolved.dir)
+    });
+    let (model, tokenizer) = match loaded {
         Ok((model, tokenizer, info)) => {
             let tokenizer = Arc::new(tokenizer);
             let _ = state.set(Ok(Ready { info, tokenizer: tokenizer.clone() }));
@@ -163,10 +176,9 @@ fn work(
     }
 }
 
-fn load(args: &ServeArgs) -> Result<(Model, Tokenizer, Loaded)> {
-    let resolved = args.model.resolve()?;
-    let tokenizer = Tokenizer::load(&resolved.dir)?;
-    let model = Model::load(&resolved.dir, args.model.threads)?;
+fn load(args: &ServeArgs, dir: &Path) -> Result<(Model, Tokenizer, Loaded)> {
+    let tokenizer = Tokenizer::load(dir)?;
+    let model = Model::load(dir, args.model.threads)?;
     let config = model.config();
     let info = Loaded {
         n_positions: config.n_positions,
