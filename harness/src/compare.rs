@@ -1,5 +1,6 @@
 //! How two tensors differ: pure arithmetic in float64, no files, no verdicts.
 
+use llorch_trace::tensor::unravel;
 use llorch_trace::{Dtype, Tensor};
 
 use crate::result::{Excerpt, Metrics};
@@ -197,16 +198,6 @@ fn ulps(x: f64, y: f64, dtype: Dtype) -> u64 {
         Dtype::I64 => v as i128,
     };
     rank(x).abs_diff(rank(y)).min(u64::MAX as u128) as u64
-}
-
-/// The index along each axis of a flat index.
-pub fn unravel(shape: &[usize], mut flat: usize) -> Vec<usize> {
-    let mut index = vec![0; shape.len()];
-    for (axis, &n) in shape.iter().enumerate().rev() {
-        index[axis] = flat % n.max(1);
-        flat /= n.max(1);
-    }
-    index
 }
 
 /// Some elements of both along the last axis, beginning a little before `flat`.

@@ -35,9 +35,11 @@ impl Dims {
     pub fn from_config(config: &serde_json::Value) -> Result<Dims, String> {
         let size = |key: &str| match config.get(key) {
             None => Err(format!("key {key:?} is missing; expected a whole number")),
-            Some(v) => match v.as_u64() {
-                Some(n) if n > 0 && n <= 1 << 32 => Ok(n as usize),
-                _ => Err(format!("key {key:?} is {v}; expected a whole number above 0")),
+            Some(v) => match (v.as_u64(), most(key)) {
+                (Some(n), most) if (1..=most).contains(&n) => Ok(n as usize),
+                (_, most) => {
+                    Err(format!("key {key:?} is {v}; expected a whole number from 1 to {most}"))
+                }
             },
         };
         let n_embd = size("n_embd")?;
@@ -65,6 +67,12 @@ impl Dims {
     }
 }
 
+/// What a damaged file may make a reader allocate is bounded: GPT-2 XL has 48 layers, and the largest
+/// published vocabularies some 250,000 tokens.
+fn most(key: &str) -> u64 {
+    if key == "n_layer" { 1 << 12 } else { 1 << 24 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +94,32 @@ mod tests {
             "vocab_size": 5, "n_positions": 4}))
         .unwrap_err();
         assert!(uneven.contains("not a multiple"), "{uneven}");
+    }
+
+    #[test]
+    fn sizes_beyond_belief_are_refused_with_the_bound() {
+        let with = |key: &str, value: serde_json::Value| {
+            let mut config = json!({"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 32,
+                "n_positions": 24});
+            config[key] = value;
+            Dims::from_config(&config).unwrap_err()
+        };
+        assert_eq!(
+            with("n_layer", json!(99_999_999_999u64)),
+            "key \"n_layer\" is 99999999999; expected a whole number from 1 to 4096"
+        );
+        for (key, value) in [
+            ("n_layer", json!(5000)),
+            ("vocab_size", json!(1u64 << 40)),
+            ("n_embd", json!(-8)),
+            ("n_head", json!(0)),
+            ("n_positions", json!("24")),
+        ] {
+            let error = with(key, value.clone());
+            assert!(
+                error.contains(&format!("key {key:?} is {value}; expected a whole")),
+                "{error}"
+            );
+        }
     }
 }

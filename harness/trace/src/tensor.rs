@@ -186,14 +186,19 @@ impl Tensor {
     }
 
     /// The index along each axis of flat element `i`.
-    pub fn unravel(&self, mut i: usize) -> Vec<usize> {
-        let mut index = vec![0; self.shape.len()];
-        for (axis, &n) in self.shape.iter().enumerate().rev() {
-            index[axis] = i % n.max(1);
-            i /= n.max(1);
-        }
-        index
+    pub fn unravel(&self, i: usize) -> Vec<usize> {
+        unravel(&self.shape, i)
     }
+}
+
+/// The index along each axis of a flat index into `shape`.
+pub fn unravel(shape: &[usize], mut flat: usize) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (axis, &n) in shape.iter().enumerate().rev() {
+        index[axis] = flat % n.max(1);
+        flat /= n.max(1);
+    }
+    index
 }
 
 #[cfg(test)]
