@@ -64,6 +64,17 @@ fn nano_holds_its_goldens_and_published_answers_wait_for_their_weights() {
 }
 
 #[test]
+fn the_first_line_says_that_real_weights_are_unchecked() {
+    let home = tempfile::tempdir().unwrap();
+    let output = golden(home.path(), &["check", "--offline"]).output().unwrap();
+    let (stdout, _) = texts(&output);
+    let first = stdout.lines().next().unwrap();
+    let expected =
+        "· real GPT-2 weights: UNCHECKED (check them with `llorch-diff golden check --model gpt2`)";
+    assert!(first.starts_with("PASS llorch-cpud: ") && first.ends_with(expected), "{first}");
+}
+
+#[test]
 fn asked_for_weights_that_are_not_there_are_incomplete_and_the_tokenizer_runs_all_the_same() {
     let home = tempfile::tempdir().unwrap();
     let (result, code) = checked(home.path(), &["--model", "gpt2"]);

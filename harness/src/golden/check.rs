@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llorch_models::{ModelError, ResolveOptions, ResolvedModel};
+use llorch_models::{ModelError, ModelKind, ResolveOptions, ResolvedModel};
 use llorch_trace::{Bundle, Dims, Dtype};
 
 use super::answers::{AnswerError, Questioner};
@@ -107,6 +107,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
     let published = published::read()?;
     let mut goldens = Vec::new();
     let mut answers = Vec::new();
+    let mut real_weights = false;
     match &args.model {
         None => {
             let nano = llorch_models::resolve("nano", &ResolveOptions::default())?;
@@ -115,7 +116,9 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
             goldens.extend(nano_goldens(&mut live, &nano)?);
             goldens.push(tokenizer::check(&mut live)?);
             for (of, entries) in &published {
-                answers.extend(without_asking(&subject, of, entries, &mut live)?);
+                let (found, real) = without_asking(&subject, of, entries, &mut live)?;
+                answers.extend(found);
+                real_weights |= real;
             }
             live.finish();
         }
@@ -124,6 +127,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
             match llorch_models::resolve(model, &resolve) {
                 Ok(model) => {
                     let (of, entries) = section(&published, &model);
+                    real_weights = model.kind == ModelKind::Real;
                     let mut live = subject.load(&model)?;
                     name.clone_from(&live.hello().name);
                     if is_nano(&model)? {
@@ -146,28 +150,36 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
         }
     }
     let verdict = conclude(&goldens, &answers, args.model.is_some());
-    Ok(GoldenResult { schema: SCHEMA, verdict, subject: name, goldens, published: answers })
+    Ok(GoldenResult {
+        schema: SCHEMA,
+        verdict,
+        subject: name,
+        real_weights,
+        goldens,
+        published: answers,
+    })
 }
 
-/// Published answers where no model was asked for: those whose weights are here already.
+/// Published answers where no model was asked for: those whose weights are here already, and whether
+/// those are the real ones.
 fn without_asking(
     subject: &Subject,
     of: &str,
     entries: &[Entry],
     nano: &mut Live,
-) -> Result<Vec<Answer>, CheckError> {
+) -> Result<(Vec<Answer>, bool), CheckError> {
     let resolve = ResolveOptions { offline: true, quiet: true, ..Default::default() };
     match llorch_models::resolve(of, &resolve) {
         Ok(model) => {
             let mut live = subject.load(&model)?;
             let answers = ask_all(&mut live, &model, of, entries)?;
             live.finish();
-            Ok(answers)
+            Ok((answers, model.kind == ModelKind::Real))
         }
         Err(_) => {
             let reason =
                 format!("needs the real {of} weights: llorch-diff golden check --model {of}");
-            unchecked(nano, of, entries, &reason)
+            Ok((unchecked(nano, of, entries, &reason)?, false))
         }
     }
 }

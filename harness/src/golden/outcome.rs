@@ -11,6 +11,8 @@ pub struct GoldenResult {
     pub schema: &'static str,
     pub verdict: RunVerdict,
     pub subject: String,
+    /// Whether published answers were asked of weights that are known to be the published ones.
+    pub real_weights: bool,
     /// Goldens that travel with the program: nano's checkpoints, the tokenizer's strings.
     pub goldens: Vec<GoldenRow>,
     pub published: Vec<Answer>,

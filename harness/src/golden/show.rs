@@ -11,9 +11,15 @@ use crate::result::Verdict;
 pub fn text(result: &GoldenResult, markdown: bool) -> String {
     let mut out = String::new();
     let bold = if markdown { "**" } else { "" };
+    let real = match result.real_weights {
+        true => "",
+        false => {
+            " · real GPT-2 weights: UNCHECKED (check them with `llorch-diff golden check --model gpt2`)"
+        }
+    };
     let _ = writeln!(
         out,
-        "{bold}{}{bold} {}: {}\n",
+        "{bold}{}{bold} {}: {}{real}\n",
         result.verdict.name(),
         result.subject,
         summary(result)
