@@ -7,7 +7,7 @@
 
 mod run_support;
 
-use run_support::{Place, assert_conforms, fake, implementation, rows, texts};
+use run_support::{Place, assert_conforms, diff, fake, implementation, rows, texts};
 use serde_json::Value;
 
 /// Points that the oracle has no say in.
@@ -55,6 +55,50 @@ fn honest_adapters_pass_and_leave_a_whole_run_behind() {
     }
     let unchecked = result["unchecked"].as_array().unwrap();
     assert!(unchecked.iter().any(|u| u["what"] == "real GPT-2 weights"), "{unchecked:?}");
+
+    let compared = diff().arg("compare").arg(&out).output().unwrap();
+    let (stdout, stderr) = texts(&compared);
+    assert_eq!(compared.status.code(), Some(0), "{stdout}{stderr}");
+    assert!(stdout.contains("oracle: the run's own float64 oracle, no implementation"), "{stdout}");
+}
+
+#[test]
+fn a_subject_that_fails_its_hello_ends_the_run_before_references_are_started() {
+    let place = Place::new();
+    let marker = place.path("started");
+    let reference = format!("x=touch '{}'", marker.display());
+    for (mode, expected) in [
+        ("exit-at-start", "error: subject: crashed: ended (exit code 7) before it answered hello"),
+        ("hang-at-hello", "error: subject: timed out: didn't answer hello within 5.0 s"),
+        ("error-at-hello", "error: subject: internal error: no library of that name"),
+    ] {
+        let subject = fake(&format!("--mode {mode}"));
+        let output = place.run(&["--subject", &subject, "--ref", &reference, "--timeout", "5"]);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!((output.status.code(), stdout.as_str()), (Some(5), ""), "{mode}: {stderr}");
+        assert!(stderr.contains(expected), "{mode}: {stderr}");
+        assert!(!marker.exists(), "{mode}: the reference was started");
+    }
+    let output = place.run(&["--subject", "cat /dev/zero", "--ref", &reference]);
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(stderr.len() < 1000, "{} bytes: {}", stderr.len(), &stderr[..1000]);
+}
+
+#[test]
+fn a_subject_by_address_that_cannot_be_reached_says_why() {
+    let place = Place::new();
+    // Bound and let go: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("http://127.0.0.1:{port}");
+    let output = place.run(&["--subject", &address, "--ref", "x=true"]);
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains(&address) && stderr.contains("Connection refused"), "{stderr}");
+    let output = place.run(&["--subject", "https://example.org", "--ref", "x=true"]);
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("https is not supported"), "{stderr}");
 }
 
 #[test]

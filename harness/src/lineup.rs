@@ -58,6 +58,10 @@ pub enum LineupError {
         "failed to read `{text}` as a reference: its name must be a word of letters, digits, - _ and . that isn't {taken}"
     )]
     CustomName { text: String, taken: &'static str },
+    #[error(
+        "failed to use {url} as the subject: https is not supported, because a daemon speaks plain http; expected http://HOST:PORT"
+    )]
+    Https { url: String },
     #[error("failed to line up the references: {name} is named twice")]
     Twice { name: String },
 }
@@ -66,6 +70,9 @@ pub enum LineupError {
 pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
     let source = match command {
         None => Source::Engine,
+        Some(url) if url.starts_with("https://") => {
+            return Err(LineupError::Https { url: url.to_string() });
+        }
         Some(url) if url.starts_with("http://") => {
             Source::Http(url.trim_end_matches('/').to_string())
         }

@@ -47,15 +47,14 @@ pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str
     let began = Instant::now();
     let mut evidence = empty(name, Role::Subject);
     let client = Client::new(url, settings.limits.case);
-    match client.health() {
-        Some(Ok(())) => {}
-        Some(Err(reason)) => evidence.missing = Some((reason, None)),
-        None => {
-            evidence.missing =
-                Some((format!("failed to reach a daemon that is ready at {url}"), None))
-        }
-    }
-    if evidence.missing.is_some() {
+    let reason = match client.health() {
+        Health::Ready => None,
+        Health::Failed(reason) => Some(reason),
+        Health::Loading => Some(format!("the daemon at {url} is still loading its model")),
+        Health::Unreachable(why) => Some(format!("failed to reach a daemon at {url}: {why}")),
+    };
+    if let Some(reason) = reason {
+        evidence.missing = Some((reason, None));
         return evidence;
     }
     let mut served = Served::default();
@@ -110,7 +109,11 @@ fn talk(
     };
     let client = Client::new(base, limits.case);
     service
-        .wait_until(limits.load, || client.health())
+        .wait_until(limits.load, || match client.health() {
+            Health::Ready => Some(Ok(())),
+            Health::Failed(reason) => Some(Err(reason)),
+            Health::Loading | Health::Unreachable(_) => None,
+        })
         .map_err(|failure| format!("the daemon: {failure}"))??;
     client.ask(&settings.plan.cases, wanted, served)?;
     let finished = service.stop();
@@ -121,6 +124,15 @@ fn talk(
             Err(format!("the daemon did not end well when it was told to: {how}"))
         }
     }
+}
+
+/// What `GET /health` tells.
+enum Health {
+    Ready,
+    Loading,
+    /// It says itself that it can't.
+    Failed(String),
+    Unreachable(String),
 }
 
 struct Client {
@@ -151,15 +163,24 @@ impl Client {
         Ok(())
     }
 
-    /// None as long as it is loading; an error once it says that it can't.
-    fn health(&self) -> Option<Result<(), String>> {
-        let mut response = self.agent.get(format!("{}/health", self.base)).call().ok()?;
-        if response.status() == 200 {
-            return Some(Ok(()));
+    fn health(&self) -> Health {
+        let mut response = match self.agent.get(format!("{}/health", self.base)).call() {
+            Ok(response) => response,
+            Err(ureq::Error::Io(error)) => return Health::Unreachable(error.to_string()),
+            Err(error) => return Health::Unreachable(error.to_string()),
+        };
+        let status = response.status();
+        if status == 200 {
+            return Health::Ready;
         }
-        let body: Value = response.body_mut().read_json().ok()?;
-        (body["status"] == "failed")
-            .then(|| Err(format!("the daemon is not healthy: {}", body["message"])))
+        let body: Value = response.body_mut().read_json().unwrap_or_default();
+        match body["status"].as_str() {
+            Some("failed") => {
+                Health::Failed(format!("the daemon is not healthy: {}", body["message"]))
+            }
+            Some("loading") => Health::Loading,
+            _ => Health::Unreachable(format!("/health answered {status}; expected llorch-cpud's")),
+        }
     }
 
     fn tokenize(&self, text: &str) -> Result<Vec<u32>, String> {

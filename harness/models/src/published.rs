@@ -36,6 +36,11 @@ pub fn by_repo(repo: &str) -> Option<&'static Published> {
     PUBLISHED.iter().find(|known| known.repo == repo || known.name == repo)
 }
 
+/// The published model that a name asks for: `gpt2`, `openai-community/gpt2`, `gpt2@main`.
+pub fn by_name(name: &str) -> Option<&'static Published> {
+    by_repo(name.split_once('@').map_or(name, |(id, _)| id))
+}
+
 /// What weights of this hash are. Where the published hash is known, it alone decides, wherever the file
 /// came from. Where it isn't, `trusted_repo` does: the repository that vouches for the bytes.
 pub(crate) fn kind(weights_sha256: &str, trusted_repo: Option<&str>) -> ModelKind {

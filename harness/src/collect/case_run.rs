@@ -77,9 +77,10 @@ impl Collection<'_> {
             // A model without tokenizer files, for instance.
             Err(failure) if failure.kind == FailureKind::Unsupported => {}
             Err(failure) => {
-                self.say(&format!("{}: {}: {failure}", case.name, failure.kind));
+                let told = self.told(&failure);
+                self.say(&format!("{}: {}: {told}", case.name, failure.kind));
                 let (case, point) = (Some(case.name.clone()), Some(Point::new(Stage::Tokens)));
-                let message = format!("tokenize: {failure}");
+                let message = format!("tokenize: {told}");
                 let kind = FaultKind::Process;
                 self.evidence.faults.push(Fault { case, step: Some(0), point, kind, message });
             }
@@ -224,7 +225,7 @@ impl Collection<'_> {
         let Some(session) = &mut self.session else { return };
         let done = match session.run(request, &mut |_| {}) {
             Ok(done) => done,
-            Err(failure) => return self.generation_fault(case, failure.to_string()),
+            Err(failure) => return self.generation_fault(case, self.told(&failure)),
         };
         let (expected, found) = (case.max_new_tokens, done.generated.len());
         if found != expected {

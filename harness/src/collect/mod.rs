@@ -209,7 +209,7 @@ impl<'a> Collection<'a> {
             _ => FaultKind::Process,
         };
         let case_name = case.map(|c| c.name.clone());
-        let message = failure.to_string();
+        let message = self.told(failure);
         let at = case_name.as_ref().map(|c| format!("{c}: ")).unwrap_or_default();
         self.say(&format!("{at}{}: {message}", failure.kind));
         self.evidence.faults.push(Fault {
@@ -219,6 +219,11 @@ impl<'a> Collection<'a> {
             kind,
             message,
         });
+    }
+
+    /// What went wrong, for where the implementation's name stands in front already.
+    fn told(&self, failure: &Failure) -> String {
+        failure.without_name(&self.command.name).to_string()
     }
 
     fn run_all(&mut self) -> Result<(), CollectError> {

@@ -183,7 +183,10 @@ fn failure(c: &Comparison, a: &str, b: &str) -> String {
         _ => Some(format!("{a} and {b}")),
     };
     match whose {
-        Some(who) => format!("{who} has values that are not finite"),
+        Some(who) => format!(
+            "{who} {} values that are not finite",
+            if c.non_finite.contains(&0) { "has" } else { "have" }
+        ),
         None => {
             format!("{} of {} elements exceed the tolerance", c.metrics.exceeding, c.metrics.total)
         }

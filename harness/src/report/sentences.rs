@@ -2,6 +2,8 @@
 
 use super::numbers::{error, list};
 use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
+use llorch_models::published;
+
 use crate::result::{ModelKind, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
 
 /// The first line of every report.
@@ -43,9 +45,12 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             if kind == ModelKind::Synthetic {
                 line.push_str(" (synthetic)");
             }
-            line.push_str(
-                " · real GPT-2 weights: UNCHECKED (check them with `llorch-diff run --model gpt2`)",
-            );
+            line.push_str(" · real GPT-2 weights: UNCHECKED ");
+            line.push_str(&match published::by_name(&result.model.name) {
+                // Advice to ask for what was asked for would be none.
+                Some(p) => format!("(these are not {}'s: see below)", p.name),
+                None => "(check them with `llorch-diff run --model gpt2`)".into(),
+            });
         }
     }
     line

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use llorch_models::ResolvedModel;
+use llorch_models::{ResolvedModel, published};
 
 use super::RunError;
 use crate::evidence::Evidence;
@@ -49,14 +49,24 @@ pub fn real_weights(model: &ResolvedModel) -> Option<Unchecked> {
         llorch_models::ModelKind::Real => return None,
         kind => kind,
     };
-    Some(Unchecked {
-        what: "real GPT-2 weights".into(),
-        kind: UncheckedKind::Unsupported,
-        reason: format!(
+    // Who asked for them by name needs to hear what came instead.
+    let expected = published::by_name(&model.name).and_then(|p| Some((p, p.weights_sha256?)));
+    let reason = match expected {
+        Some((published, sha256)) => format!(
+            "{} came with weights of sha256 {}; those of {} have {sha256}. Another file took their place: \
+             see to it that HF_ENDPOINT is the hub or a true mirror, remove {}, and run again",
+            model.name,
+            model.weights_sha256(),
+            published.repo,
+            model.dir.display(),
+        ),
+        None => format!(
             "{} is {kind}; check the real ones with `llorch-diff run --model gpt2`",
             model.name
         ),
-    })
+    };
+    let what = "real GPT-2 weights".into();
+    Some(Unchecked { what, kind: UncheckedKind::Unsupported, reason })
 }
 
 pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunResult {
@@ -113,4 +123,34 @@ fn cases(collected: &Collected) -> Vec<CaseRecord> {
         generated: generated(&c.name),
     };
     collected.plan.cases.iter().map(record).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_are_not_those_that_were_asked_for_get_no_circular_advice() {
+        let mut model = ResolvedModel {
+            name: "gpt2".into(),
+            kind: llorch_models::ModelKind::Trained,
+            source: "hub openai-community/gpt2".into(),
+            revision: None,
+            dir: "/cache/snapshot".into(),
+            files: vec![llorch_models::FileHash {
+                name: "model.safetensors".into(),
+                bytes: 1,
+                sha256: "abc123".into(),
+            }],
+        };
+        let reason = real_weights(&model).unwrap().reason;
+        assert!(!reason.contains("--model gpt2"), "{reason}");
+        for part in ["abc123", "248dfc3911", "HF_ENDPOINT", "remove /cache/snapshot"] {
+            assert!(reason.contains(part), "{part}: {reason}");
+        }
+        model.name = "./mine".into();
+        assert!(real_weights(&model).unwrap().reason.contains("run --model gpt2"));
+        model.kind = llorch_models::ModelKind::Real;
+        assert_eq!(real_weights(&model), None);
+    }
 }

@@ -14,6 +14,9 @@ pub enum RunError {
     /// Exit code 3: nothing can run here and now.
     #[error("{0}")]
     Environment(String),
+    /// Exit code 5: the subject fails before there is anything to compare.
+    #[error("{0}")]
+    Subject(String),
 }
 
 impl RunError {
@@ -21,6 +24,7 @@ impl RunError {
         match self {
             RunError::Usage(_) => 2,
             RunError::Environment(_) => 3,
+            RunError::Subject(_) => 5,
         }
     }
 }

@@ -19,14 +19,14 @@ use super::scout::Scout;
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
 use crate::judge::{JudgeOptions, judge};
-use crate::lineup::Contact;
+use crate::lineup::{Contact, file_name};
 use crate::oracle::{Continuation, Oracle};
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
 use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
 use crate::served;
-use crate::supervise::AdapterCommand;
+use crate::supervise::{AdapterCommand, FailureKind, Limits, Session};
 
 /// A finished run.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     // Found now: without a subject there is nothing to install references for.
     let subject = request.subject.contact(&request.provision).map_err(no_subject)?;
     let out = OutDir::create(request.out.as_deref())?;
+    greet(&subject, &request.limits, out.path())?;
 
     let mut run = Run {
         request,
@@ -95,6 +96,25 @@ pub fn collected_verdicts(collected: &Collected, values: usize) -> crate::judge:
 
 fn no_subject(missing: Missing) -> RunError {
     RunError::Environment(format!("failed to find the subject: {missing}"))
+}
+
+/// A subject that can't even say hello ends the run before references are installed and run for it.
+fn greet(subject: &Contact, limits: &Limits, out: &Path) -> Result<(), RunError> {
+    let Contact::Adapter(command) = subject else { return Ok(()) };
+    let stderr = out.join(format!("{}.stderr.txt", file_name(&command.name)));
+    match Session::start(command, limits, &stderr) {
+        Ok(session) => {
+            session.finish();
+            Ok(())
+        }
+        Err(failure) if failure.kind == FailureKind::Spawn => {
+            Err(RunError::Environment(failure.to_string()))
+        }
+        Err(failure) => {
+            let told = failure.without_name(&command.name);
+            Err(RunError::Subject(format!("{}: {}: {told}", command.name, failure.kind)))
+        }
+    }
 }
 
 struct Run<'a> {

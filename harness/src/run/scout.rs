@@ -93,8 +93,8 @@ impl<'a> Scout<'a> {
         let stderr = self.scratch.join(format!("scout-{i}.stderr.txt"));
         let started = find().and_then(|command| {
             let mut session =
-                Session::start(&command, &self.limits, &stderr).map_err(|f| f.to_string())?;
-            session.load(&self.model_dir, self.dtype, self.threads).map_err(|f| f.to_string())?;
+                Session::start(&command, &self.limits, &stderr).map_err(told(&command))?;
+            session.load(&self.model_dir, self.dtype, self.threads).map_err(told(&command))?;
             Ok(session)
         });
         *candidate = match started {
@@ -102,6 +102,11 @@ impl<'a> Scout<'a> {
             Err(reason) => Candidate::Failed(format!("{name}: {reason}")),
         };
     }
+}
+
+/// A failure for where the name stands in front already.
+fn told(command: &AdapterCommand) -> impl Fn(Failure) -> String {
+    |failure| failure.without_name(&command.name).to_string()
 }
 
 impl Drop for Scout<'_> {

@@ -48,6 +48,15 @@ impl Failure {
         Self { kind, message: message.into(), stderr_tail: String::new() }
     }
 
+    /// The failure as it reads after `NAME: `, without the name that its message begins with.
+    pub fn without_name(&self, name: &str) -> Failure {
+        let rest =
+            self.message.strip_prefix(name).map(|rest| rest.strip_prefix(':').unwrap_or(rest));
+        let rest = rest.and_then(|rest| rest.strip_prefix(' '));
+        let message = rest.unwrap_or(&self.message).to_string();
+        Failure { message, ..self.clone() }
+    }
+
     /// Whether the process can still answer after this: true for the adapter's own error classes,
     /// false for everything that ended the conversation.
     pub fn is_recoverable(&self) -> bool {
@@ -110,5 +119,21 @@ pub(crate) fn human_time(time: Duration) -> String {
         format!("{seconds:.0} s")
     } else {
         format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_not_said_twice() {
+        let says = |message: &str| {
+            Failure::new(FailureKind::Internal, message).without_name("mine").message
+        };
+        assert_eq!(says("mine ended (exit code 1)"), "ended (exit code 1)");
+        assert_eq!(says("mine: out of memory"), "out of memory");
+        assert_eq!(says("minesweeper ended"), "minesweeper ended");
+        assert_eq!(says("failed to start mine"), "failed to start mine");
     }
 }

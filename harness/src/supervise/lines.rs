@@ -87,19 +87,32 @@ fn split(mut source: impl Read, cap: usize, sink: &SyncSender<Line>, pending: &A
     }
 }
 
-/// The first bytes of what a child wrote, as text that can be shown: escapes for what isn't
-/// printable, `…` where there is more.
+/// What a child wrote, as text that can be shown: escapes for what isn't printable, and after
+/// [`SHOWN`] characters how many bytes there are in all.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
-    const SHOWN: usize = 120;
-    let shown = &bytes[..bytes.len().min(SHOWN)];
-    let mut text: String = String::from_utf8_lossy(shown)
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect();
-    if bytes.len() > SHOWN {
-        text.push('…');
+    match start_of(bytes) {
+        (text, true) => text,
+        (text, false) => format!("{text}… ({} bytes)", bytes.len()),
     }
-    text
+}
+
+/// Characters that an error message quotes of what nobody understood.
+const SHOWN: usize = 80;
+
+/// The first characters, and whether that is all.
+pub(crate) fn start_of(bytes: &[u8]) -> (String, bool) {
+    let mut text = String::new();
+    let mut length = 0;
+    // No character is longer than four bytes.
+    for c in String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]).chars() {
+        let shown: String = if c.is_control() { c.escape_default().collect() } else { c.into() };
+        length += shown.chars().count();
+        if length > SHOWN {
+            return (text, false);
+        }
+        text.push_str(&shown);
+    }
+    (text, bytes.len() <= 4 * SHOWN)
 }
 
 #[cfg(test)]
@@ -132,6 +145,15 @@ mod tests {
     #[test]
     fn excerpts_are_printable() {
         assert_eq!(excerpt(b"a\x1b[31m\tb"), "a\\u{1b}[31m\\tb");
-        assert!(excerpt(&[b'x'; 500]).ends_with("x…"));
+    }
+
+    #[test]
+    fn excerpts_of_garbage_are_short_whatever_it_is() {
+        for byte in [b'x', 0, 0x1b, 0xff] {
+            let text = excerpt(&[byte; 5000]);
+            assert!(text.ends_with("… (5000 bytes)"), "{text}");
+            assert!(text.chars().count() <= SHOWN + 20, "{text}");
+        }
+        assert_eq!(excerpt(&[b'x'; SHOWN]), "x".repeat(SHOWN));
     }
 }

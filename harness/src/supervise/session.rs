@@ -20,8 +20,12 @@ use super::command::AdapterCommand;
 use super::failure::{Failure, FailureKind, human_time};
 use super::interrupt::{await_exit, interrupted};
 use super::limits::Limits;
-use super::lines::{LINE_CAP, Line, Lines, excerpt};
+use super::lines::{LINE_CAP, Line, Lines, excerpt, start_of};
 use super::stderr_log::{StderrLog, StderrSummary};
+use crate::text::shorten;
+
+/// Characters that are kept of an adapter's own error message; a traceback has its place on stderr.
+const SAID: usize = 2000;
 
 /// A running adapter that has said hello.
 #[derive(Debug)]
@@ -257,10 +261,10 @@ impl Wire {
                 Ok(Line::Whole(line)) => return self.parse(&line, deadline.what),
                 Ok(Line::TooLong(start)) => {
                     let message = format!(
-                        "{} wrote a line of more than {} MB on stdout: {}",
+                        "{} wrote a line of more than {} MB on stdout: {}…",
                         self.name,
                         LINE_CAP >> 20,
-                        excerpt(&start)
+                        start_of(&start).0
                     );
                     return Err(self.fail(FailureKind::Garbage, message));
                 }
@@ -288,6 +292,8 @@ impl Wire {
             serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
         let shown = excerpt(line);
         Err(if is_object {
+            // The parser quotes what it found, however long that is.
+            let error = shorten(&error.to_string(), 200);
             let message = format!(
                 "{} broke the protocol in its answer to {what}: {error}: {shown}",
                 self.name
@@ -332,7 +338,8 @@ impl Wire {
             ErrorClass::Resource => FailureKind::Resource,
             ErrorClass::Internal => FailureKind::Internal,
         };
-        let mut failure = Failure::new(kind, format!("{}: {}", self.name, error.message));
+        let said = shorten(&error.message, SAID);
+        let mut failure = Failure::new(kind, format!("{}: {said}", self.name));
         if failure.kind == FailureKind::Internal {
             failure.stderr_tail = self.stderr.tail();
         }
