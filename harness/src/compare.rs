@@ -22,6 +22,12 @@ impl Numbers {
         Numbers { shape, dtype: Dtype::F64, values }
     }
 
+    pub fn of_array(array: ndarray::ArrayD<f64>) -> Numbers {
+        let shape = array.shape().to_vec();
+        let values = array.iter().copied().collect();
+        Numbers::f64(shape, values)
+    }
+
     /// The last row along the first axis, `[V]` of `[T, V]`.
     pub fn last_row(&self) -> Option<Numbers> {
         let (rows, shape) = self.shape.split_first()?;
@@ -174,7 +180,7 @@ fn coarser(a: Dtype, b: Dtype) -> Dtype {
     if u(a) >= u(b) { a } else { b }
 }
 
-fn round(x: f64, dtype: Dtype) -> f64 {
+pub fn round(x: f64, dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 | Dtype::I64 => x,
         Dtype::F32 => x as f32 as f64,

@@ -8,6 +8,7 @@ use llorch_trace::protocol::{HelloResponse, Sampling};
 use llorch_trace::{Bundle, Dims, Point, PointSet, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::oracle::replay::inputs_of;
 use crate::result::{Generation, Role};
 
 /// One prompt and what is to be done with it.
@@ -50,8 +51,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The points to be captured: those asked for, and those that judging them needs (`self` rows
-    /// and the tolerance of probabilities need the logits, the cache needs its own k and v).
+    /// The points to be captured: those asked for, and those that judging them needs (the inputs of
+    /// each stage, and what `self` rows and the tolerance of probabilities look at).
     pub fn captured(&self) -> PointSet {
         use llorch_trace::Stage;
         let mut wanted: Vec<Point> = Vec::new();
@@ -60,6 +61,7 @@ impl Plan {
             let needed: &[Stage] = match point.stage {
                 Stage::CacheK => &[Stage::K],
                 Stage::CacheV => &[Stage::V],
+                Stage::Context => &[Stage::Scores],
                 Stage::LogitsLast => &[Stage::Logits],
                 // What excuses a choice between near equals.
                 Stage::Argmax | Stage::NextProbs | Stage::Generated => &[Stage::LogitsLast],
@@ -67,6 +69,8 @@ impl Plan {
             };
             let layer = point.layer.unwrap_or(0);
             wanted.extend(needed.iter().map(|s| Point::of_layer(*s, layer)));
+            // What a stage reads, so that its local error can be told.
+            wanted.extend(inputs_of(*point, self.dims.n_layer));
         }
         let mut names: Vec<String> =
             wanted.iter().filter(|p| p.stage != Stage::Generated).map(Point::to_string).collect();

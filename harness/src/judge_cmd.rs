@@ -44,6 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     result.verdict = verdicts.verdict;
     result.rows = verdicts.rows;
+    result.odd = verdicts.odd;
     result.unchecked = verdicts.unchecked;
     result.unchecked.extend(collected.unchecked);
     print(&render(&result, args.format, &Style::of_stdout(args.pairs)))?;

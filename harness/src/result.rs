@@ -7,6 +7,8 @@ use llorch_trace::Point;
 use llorch_trace::protocol::{Sampling, Worth};
 use serde::{Deserialize, Serialize};
 
+use crate::oracle::BoundKind;
+
 pub const SCHEMA: &str = "llorch.result/1";
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,9 @@ pub struct RunResult {
     pub cases: Vec<CaseRecord>,
     /// Every pair, in data-flow order within a case and step.
     pub rows: Vec<Row>,
+    /// Implementations that are wrong by the oracle, references too; the subject first.
+    #[serde(default)]
+    pub odd: Vec<Odd>,
     pub unchecked: Vec<Unchecked>,
 }
 
@@ -154,6 +159,72 @@ pub struct Row {
     /// Some elements of both, around the worst one or from the first on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub excerpt: Option<Excerpt>,
+    /// In rows of kind `oracle`: what this stage alone did, whatever came before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Local>,
+    /// Why there is no local error where one was asked for: an input was not captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_unchecked: Option<String>,
+    /// In rows of kind `oracle`: max |replayed − oracle|, what the stages before handed down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherited: Option<f64>,
+    /// In the subject's rows of kind `oracle`: its RMS error over the largest of the admitted
+    /// references'. A note, no verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// In pair rows that FAIL: which of the two is at fault, as far as the oracle can tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blame: Vec<String>,
+}
+
+/// An output less the float64 recomputation of its stage from the implementation's own inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Local {
+    /// Null where a value is not finite and should be.
+    pub max_abs: Option<f64>,
+    pub rms: Option<f64>,
+    /// The element that is furthest beyond what rounding may do.
+    pub worst: Vec<usize>,
+    /// Given and recomputed.
+    pub worst_values: [Option<f64>; 2],
+    /// At the worst element: what rounding is expected to do at most, and what it can do at all.
+    /// The bound is null where a sum is too long for its precision to say anything.
+    pub band: f64,
+    pub bound: Option<f64>,
+    /// The largest |local| / band and |local| / bound of all elements; null for infinite.
+    pub of_band: Option<f64>,
+    pub of_bound: Option<f64>,
+    pub kind: BoundKind,
+    /// Elements beyond the bound or the class.
+    pub exceeding: usize,
+    /// The subject's RMS over the largest of the admitted references'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    pub verdict: Verdict,
+    /// Where the proof bound is exceeded: the element, and the two numbers that show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+}
+
+/// No order of summation in this precision gives this value from these inputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    pub element: Vec<usize>,
+    pub error: Option<f64>,
+    pub bound: f64,
+}
+
+/// Who departs from the oracle, and where first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Odd {
+    pub name: String,
+    pub point: Point,
+    /// Layers in which the same stage is wrong by itself.
+    pub layers: Vec<usize>,
+    pub checkpoint: u8,
+    pub case: String,
+    pub step: usize,
+    pub reason: String,
 }
 
 /// How two tensors differ. Definitions are in docs/TOLERANCES.md.
@@ -229,6 +300,47 @@ impl Verdict {
             Verdict::Warn => "WARN",
             Verdict::Fail => "FAIL",
             Verdict::Error => "ERROR",
+        }
+    }
+}
+
+impl Row {
+    /// A row without figures: an exact one that passed, until something else is written into it.
+    pub fn new(case: &str, step: usize, point: Point, kind: RowKind, a: &str, b: &str) -> Row {
+        Row {
+            case: case.to_string(),
+            step,
+            checkpoint: point.checkpoint().number,
+            point,
+            layer: point.layer,
+            kind,
+            a: a.to_string(),
+            b: b.to_string(),
+            metrics: None,
+            tolerance: 0.0,
+            verdict: Verdict::Pass,
+            reason: String::new(),
+            excerpt: None,
+            local: None,
+            local_unchecked: None,
+            inherited: None,
+            ratio: None,
+            blame: Vec::new(),
+        }
+    }
+
+    /// What the row says of the subject: a FAIL or WARN that is another's says nothing.
+    pub fn verdict_of(&self, subject: &str) -> Verdict {
+        let anothers = match self.kind {
+            RowKind::Pair => {
+                (self.a != subject && self.b != subject)
+                    || (!self.blame.is_empty() && !self.blame.iter().any(|name| name == subject))
+            }
+            RowKind::Oracle | RowKind::Own => self.a != subject,
+        };
+        match self.verdict {
+            Verdict::Fail | Verdict::Warn if anothers => Verdict::Unchecked,
+            verdict => verdict,
         }
     }
 }

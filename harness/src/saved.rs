@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use llorch_models::ResolveOptions;
 use llorch_trace::bundle::Manifest;
 use llorch_trace::protocol::HelloResponse;
 use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::{Case, Evidence, Fault, Plan, Served};
 use crate::lineup::file_name;
-use crate::oracle::Continuation;
-use crate::result::{Generation, Role, RunResult, Unchecked};
+use crate::oracle::{Continuation, Oracle, Truth};
+use crate::result::{Generation, ModelRecord, Role, RunResult, Unchecked, UncheckedKind};
 
 const SCHEMA: &str = "llorch.evidence/1";
 pub const RESULT: &str = "result.json";
@@ -36,8 +37,7 @@ pub struct Collected {
     pub plan: Plan,
     /// The subject first.
     pub evidence: Vec<Evidence>,
-    /// By case; empty where the oracle doesn't know the model.
-    pub oracle: BTreeMap<String, Continuation>,
+    pub truth: Truth,
     /// What was not checked for reasons that the evidence doesn't show: cases left out, weights that
     /// aren't real.
     pub unchecked: Vec<Unchecked>,
@@ -72,7 +72,7 @@ struct SavedImplementation {
 
 /// Writes `evidence.json` and the oracle's bundle; the bundles of implementations are there already.
 pub fn write_evidence(out: &Path, collected: &Collected) -> Result<(), SavedError> {
-    write_oracle(&out.join(ORACLE), &collected.oracle)?;
+    write_oracle(&out.join(ORACLE), &collected.truth.continuations)?;
     let one = |e: &Evidence| SavedImplementation {
         name: e.name.clone(),
         role: e.role,
@@ -89,7 +89,7 @@ pub fn write_evidence(out: &Path, collected: &Collected) -> Result<(), SavedErro
         schema: SCHEMA.into(),
         model_dir: collected.plan.model_dir.clone(),
         points: collected.plan.points.clone(),
-        oracle: collected.oracle.keys().cloned().collect(),
+        oracle: collected.truth.continuations.keys().cloned().collect(),
         unchecked: collected.unchecked.clone(),
         implementations: collected.evidence.iter().map(one).collect(),
     };
@@ -142,8 +142,53 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
             seconds: one.seconds,
         });
     }
-    let oracle = read_oracle(&dir.join(ORACLE), &saved.oracle, &plan)?;
-    Ok((result, Collected { plan, evidence, oracle, unchecked: saved.unchecked }))
+    let continuations = read_oracle(&dir.join(ORACLE), &saved.oracle, &plan)?;
+    let mut unchecked = saved.unchecked;
+    let mut oracle = None;
+    let mut plan = plan;
+    if !continuations.is_empty() {
+        match weights(&plan.model_dir, &result.model) {
+            Ok(found) => {
+                plan.model_dir = found.0;
+                oracle = Some(found.1);
+            }
+            Err(reason) => unchecked.push(Unchecked {
+                what: "local errors, and the oracle's stages".into(),
+                kind: UncheckedKind::Missing,
+                reason,
+            }),
+        }
+    }
+    let truth = Truth { continuations, oracle };
+    Ok((result, Collected { plan, evidence, truth, unchecked }))
+}
+
+/// The weights that a saved run was made with, which stages are recomputed from: where they were, or
+/// where the model's name leads without a download. No others will do.
+fn weights(saved: &Path, model: &ModelRecord) -> Result<(PathBuf, Oracle), String> {
+    let same = |dir: &Path| {
+        let found = llorch_trace::hash::sha256_file(&dir.join("model.safetensors"));
+        found.is_ok_and(|sha256| sha256 == model.sha256)
+    };
+    let options = ResolveOptions { offline: true, quiet: true, ..ResolveOptions::default() };
+    let dir = match same(saved) {
+        true => saved.to_path_buf(),
+        false => {
+            let found = llorch_models::resolve(&model.name, &options);
+            let found = found.map_err(|e| format!("the model is not here: {e}"))?;
+            if !same(&found.dir) {
+                return Err(format!(
+                    "the weights of {} in {} are not those of the run, whose sha256 is {}",
+                    model.name,
+                    found.dir.display(),
+                    model.sha256
+                ));
+            }
+            found.dir
+        }
+    };
+    let oracle = Oracle::open(&dir).map_err(|e| e.to_string())?;
+    Ok((dir, oracle))
 }
 
 fn write_oracle(dir: &Path, oracle: &BTreeMap<String, Continuation>) -> Result<(), SavedError> {

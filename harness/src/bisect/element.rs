@@ -3,7 +3,6 @@
 use llorch_trace::Tensor;
 
 use crate::evidence::Evidence;
-use crate::oracle::Continuation;
 use crate::result::Row;
 use crate::saved::Collected;
 
@@ -68,8 +67,7 @@ fn exceeds(a: f64, b: f64, tolerance: f64) -> bool {
 
 fn tensor(name: &str, row: &Row, collected: &Collected) -> Option<Tensor> {
     if name == "oracle" {
-        let of_case: &Continuation = collected.oracle.get(&row.case)?;
-        let logits = of_case.logits.get(row.step)?.clone();
+        let logits = collected.truth.continuations.get(&row.case)?.logits.get(row.step)?.clone();
         return Some(Tensor::f64(vec![logits.len()], logits));
     }
     let who: &Evidence = collected.evidence.iter().find(|e| e.name == name)?;

@@ -112,21 +112,8 @@ mod tests {
 
     fn row(a: &str, b: &str, point: &str, step: usize, verdict: Verdict) -> Row {
         let point: Point = point.parse().unwrap();
-        Row {
-            case: "c".into(),
-            step,
-            checkpoint: point.checkpoint().number,
-            point,
-            layer: point.layer,
-            kind: if a == b { RowKind::Own } else { RowKind::Pair },
-            a: a.into(),
-            b: b.into(),
-            metrics: None,
-            tolerance: 1e-4,
-            verdict,
-            reason: String::new(),
-            excerpt: None,
-        }
+        let kind = if a == b { RowKind::Own } else { RowKind::Pair };
+        Row { tolerance: 1e-4, verdict, ..Row::new("c", step, point, kind, a, b) }
     }
 
     fn result(rows: Vec<Row>) -> RunResult {
@@ -161,6 +148,7 @@ mod tests {
             ],
             cases: vec![],
             rows,
+            odd: vec![],
             unchecked: vec![],
         }
     }

@@ -121,19 +121,9 @@ fn row(
         (_, _, t) => compare(x, y, Tolerance::Mixed(t), counts(key, &x.shape)),
     };
     let mut row = Row {
-        case: key.case.clone(),
-        step: key.step,
-        checkpoint: key.point.checkpoint().number,
-        point: key.point,
-        layer: key.point.layer,
-        kind: RowKind::Pair,
-        a: a.name.clone(),
-        b: b.name.clone(),
-        metrics: None,
         tolerance: options.tolerance.unwrap_or_else(|| point_tolerance(key.point)),
         verdict: Verdict::Fail,
-        reason: String::new(),
-        excerpt: None,
+        ..Row::new(&key.case, key.step, key.point, RowKind::Pair, &a.name, &b.name)
     };
     let compared = match compared {
         Ok(compared) => compared,

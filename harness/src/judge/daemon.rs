@@ -69,19 +69,5 @@ fn row(
     reason: String,
 ) -> Row {
     let point = Point::new(stage);
-    Row {
-        case: case.name.clone(),
-        step,
-        checkpoint: point.checkpoint().number,
-        point,
-        layer: None,
-        kind: RowKind::Own,
-        a: e.name.clone(),
-        b: e.name.clone(),
-        metrics: None,
-        tolerance: 0.0,
-        verdict,
-        reason,
-        excerpt: None,
-    }
+    Row { verdict, reason, ..Row::new(&case.name, step, point, RowKind::Own, &e.name, &e.name) }
 }

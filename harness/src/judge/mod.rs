@@ -2,13 +2,18 @@
 //! saved run can be judged again.
 //!
 //! Reading order: [`tolerance`] says how far a point may be off, [`pairs`] compares two
-//! implementations, [`own`] one with itself, [`oracle_rows`] one with the float64 oracle, [`tokens`]
-//! excuses choices between near equals, [`probabilities`] judges filtered distributions, [`daemon`]
-//! holds what came over HTTP against the engine,
-//! [`overall`] makes one verdict of all rows. docs/TOLERANCES.md derives the rules.
+//! implementations, [`own`] one with itself, [`oracle_rows`] one with the float64 oracle, of which
+//! [`local`] is what a stage does by itself; [`tokens`] excuses choices between near equals,
+//! [`probabilities`] judges filtered distributions, [`deviations`] are those that an adapter declares,
+//! [`daemon`] holds what came over HTTP against the engine. Then [`blame`] says whose fault a
+//! difference is, [`odd`] who is wrong where first, and [`overall`] makes one verdict of all rows.
+//! docs/TOLERANCES.md derives the rules.
 
+mod blame;
 mod daemon;
 mod deviations;
+mod local;
+mod odd;
 mod oracle_rows;
 mod overall;
 mod own;
@@ -23,22 +28,33 @@ use std::collections::BTreeMap;
 
 use llorch_trace::{Dims, Point, Stage};
 
+use self::oracle_rows::OracleRows;
 use crate::compare::{Comparison, Numbers, excerpt};
 use crate::evidence::{Case, Evidence, FaultKind, Plan};
-use crate::oracle::Continuation;
-use crate::result::{Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
+use crate::oracle::{Continuation, Truth};
+use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
+pub use local::{Captured, describe, measure};
 pub use tolerance::point_tolerance;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct JudgeOptions {
     /// Elements to show in each row, on PASS too.
     pub values: usize,
+    /// Recompute every stage of every implementation: the oracle's rows are there, with local errors.
+    pub stages: bool,
+}
+
+impl Default for JudgeOptions {
+    fn default() -> JudgeOptions {
+        JudgeOptions { values: 0, stages: true }
+    }
 }
 
 #[derive(Debug)]
 pub struct Verdicts {
     pub rows: Vec<Row>,
+    pub odd: Vec<Odd>,
     pub unchecked: Vec<Unchecked>,
     pub verdict: RunVerdict,
     /// By implementation: its status and the reason for it.
@@ -48,28 +64,31 @@ pub struct Verdicts {
 /// Elements around the worst one that a FAIL shows.
 const SHOWN_ON_FAIL: usize = 8;
 
-/// Judges everything that was collected; `evidence` has the subject first, `oracle` is by case.
+/// Judges everything that was collected; `evidence` has the subject first.
 pub fn judge(
     plan: &Plan,
     evidence: &[Evidence],
-    oracle: &BTreeMap<String, Continuation>,
+    truth: &Truth,
     options: &JudgeOptions,
 ) -> Verdicts {
+    let oracle_rows = OracleRows::of(plan, evidence, truth, options);
     let mut rows = Vec::new();
     for case in &plan.cases {
         for step in 0..case.steps() {
             for point in plan.points.iter().filter(|p| p.stage != Stage::Generated) {
-                let place = Place::new(plan, evidence, oracle, options, case, step, *point);
-                pairs::rows(&place, &mut rows);
+                let mut place = Place::new(plan, evidence, options, case, step, *point);
+                place.oracle = truth.continuations.get(&case.name);
+                pairs::rows(&place, &oracle_rows, &mut rows);
                 own::rows(&place, &mut rows);
-                oracle_rows::rows(&place, &mut rows);
+                rows.extend_from_slice(oracle_rows.at(&case.name, step, *point));
             }
         }
         if plan.points.iter().any(|p| p.stage == Stage::Generated) {
-            tokens::generation_rows(evidence, oracle, case, &mut rows);
+            tokens::generation_rows(evidence, truth, &oracle_rows, case, &mut rows);
         }
         daemon::rows(plan, evidence, case, &mut rows);
     }
+    blame::assign(&mut rows);
     overall::conclude(plan, evidence, rows)
 }
 
@@ -99,15 +118,13 @@ impl<'a> Place<'a> {
     fn new(
         plan: &'a Plan,
         evidence: &'a [Evidence],
-        oracle: &'a BTreeMap<String, Continuation>,
         options: &'a JudgeOptions,
         case: &'a Case,
         step: usize,
         point: Point,
     ) -> Place<'a> {
         let found = evidence.iter().map(|e| find(e, case, step, point)).collect();
-        let oracle = oracle.get(&case.name);
-        Place { dims: &plan.dims, evidence, oracle, options, case, step, point, found }
+        Place { dims: &plan.dims, evidence, oracle: None, options, case, step, point, found }
     }
 
     fn tensor(&self, who: usize, point: Point) -> Option<Numbers> {
@@ -127,20 +144,12 @@ impl<'a> Place<'a> {
     }
 
     fn row(&self, kind: RowKind, a: usize, b: &str, verdict: Verdict, reason: String) -> Row {
+        let (case, name) = (&self.case.name, &self.evidence[a].name);
         Row {
-            case: self.case.name.clone(),
-            step: self.step,
-            checkpoint: self.point.checkpoint().number,
-            point: self.point,
-            layer: self.point.layer,
-            kind,
-            a: self.evidence[a].name.clone(),
-            b: b.to_string(),
-            metrics: None,
             tolerance: point_tolerance(self.point),
             verdict,
             reason,
-            excerpt: None,
+            ..Row::new(case, self.step, self.point, kind, name, b)
         }
     }
 

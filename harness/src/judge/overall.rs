@@ -1,12 +1,12 @@
 //! One verdict of all rows, the status of each implementation, and the list of what was not checked.
 //!
 //! ERROR: the subject crashed, hung or gave wrong shapes, or nothing was compared at all. FAIL: a row
-//! says so. INCOMPLETE: a reference is missing or broke, or a point that the subject gave was checked
+//! says so, and it is no reference's fault. INCOMPLETE: a reference is missing or broke, or a point that the subject gave was checked
 //! by nobody. What an implementation declares that it can't do by nature is shown and lowers nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Verdicts;
+use super::{Verdicts, odd};
 use crate::evidence::{Evidence, Fault, FaultKind, Plan};
 use crate::result::{Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict};
 
@@ -14,8 +14,9 @@ pub fn conclude(plan: &Plan, evidence: &[Evidence], rows: Vec<Row>) -> Verdicts 
     let unchecked = unchecked(plan, evidence, &rows);
     let statuses: BTreeMap<_, _> =
         evidence.iter().map(|e| (e.name.clone(), status(e, &rows))).collect();
+    let odd = odd::find(evidence, &rows);
     let verdict = verdict(evidence, &rows, &unchecked, &statuses);
-    Verdicts { rows, unchecked, verdict, statuses }
+    Verdicts { rows, odd, unchecked, verdict, statuses }
 }
 
 fn verdict(
@@ -29,13 +30,23 @@ fn verdict(
         let of_role = evidence.iter().filter(|e| e.role == role);
         of_role.filter_map(|e| statuses.get(&e.name)).any(|(s, _)| *s != Status::Ok)
     };
-    let any = |v: Verdict| rows.iter().any(|r| r.verdict == v);
+    // A FAIL counts where it is the subject's, or where nobody knows whose it is; a reference that is
+    // wrong is named, and confirms nothing, but the subject does not answer for it.
+    let subject = evidence.iter().find(|e| e.role == Role::Subject).map_or("", |e| &e.name);
+    let any = |v: Verdict| rows.iter().any(|r| r.verdict_of(subject) == v);
+    // Two references differ and neither is wrong by the oracle: to be looked at.
+    let open = |r: &Row| {
+        r.kind == RowKind::Pair
+            && r.verdict == Verdict::Fail
+            && r.blame.is_empty()
+            && r.verdict_of(subject) == Verdict::Unchecked
+    };
     let missing = unchecked.iter().any(|u| u.kind == UncheckedKind::Missing);
     match () {
         _ if broken(Role::Subject) || !compared => RunVerdict::Error,
         _ if any(Verdict::Fail) => RunVerdict::Fail,
         _ if broken(Role::Reference) || missing || any(Verdict::Error) => RunVerdict::Incomplete,
-        _ if any(Verdict::Warn) => RunVerdict::Warn,
+        _ if any(Verdict::Warn) || rows.iter().any(open) => RunVerdict::Warn,
         _ => RunVerdict::Pass,
     }
 }

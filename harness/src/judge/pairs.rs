@@ -2,24 +2,25 @@
 
 use llorch_trace::Stage;
 
+use super::oracle_rows::OracleRows;
 use super::{Found, Place, deviations, point_tolerance, probabilities, tokens};
 use crate::compare::{Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 
-pub fn rows(place: &Place<'_>, rows: &mut Vec<Row>) {
+pub fn rows(place: &Place<'_>, oracle: &OracleRows, rows: &mut Vec<Row>) {
     let n = place.evidence.len();
     for a in 0..n {
         for b in a + 1..n {
             // Two that never ran say nothing about each other.
             let missing = |i: usize| place.evidence[i].missing.is_some();
             if !(missing(a) && missing(b)) {
-                rows.push(pair(place, a, b));
+                rows.push(pair(place, oracle, a, b));
             }
         }
     }
 }
 
-fn pair(place: &Place<'_>, a: usize, b: usize) -> Row {
+fn pair(place: &Place<'_>, oracle: &OracleRows, a: usize, b: usize) -> Row {
     let name = &place.evidence[b].name;
     let (x, y) = match (&place.found[a], &place.found[b]) {
         (Found::Tensor(x), Found::Tensor(y)) => (x, y),
@@ -42,7 +43,7 @@ fn pair(place: &Place<'_>, a: usize, b: usize) -> Row {
     let row = place.judged(RowKind::Pair, a, name, (x, y), compared);
     let row = deviations::excuse(place, &[a, b], (x, y), row);
     match place.point.stage {
-        Stage::Argmax if row.verdict == Verdict::Fail => tokens::excuse_argmax(place, row),
+        Stage::Argmax if row.verdict == Verdict::Fail => tokens::excuse_argmax(place, oracle, row),
         Stage::Tokens => tokens::compare_tokenizers(place, a, b, row),
         _ => row,
     }

@@ -76,7 +76,7 @@ impl Maker {
 }
 
 fn run(plan: &Plan, evidence: &[Evidence]) -> Verdicts {
-    judge(plan, evidence, &BTreeMap::new(), &JudgeOptions::default())
+    judge(plan, evidence, &Truth::default(), &JudgeOptions::default())
 }
 
 fn logits(values: [f32; V]) -> Tensor {
@@ -208,7 +208,8 @@ fn generations(margin: f64, reference_error: f32) -> Verdicts {
         "c".to_string(),
         Continuation { ids: vec![3, 0], logits: truth.clone() },
     )]);
-    judge(&plan(&["generated"]), &[ours, reference], &oracle, &JudgeOptions::default())
+    let truth = Truth { continuations: oracle, oracle: None };
+    judge(&plan(&["generated"]), &[ours, reference], &truth, &JudgeOptions::default())
 }
 
 #[test]

@@ -6,14 +6,13 @@
 //! largest error of the admitted references at that step. Never the subject's own error: a subject
 //! that is far off would excuse itself.
 
-use std::collections::BTreeMap;
-
 use llorch_trace::{Point, Stage};
 
-use super::{Place, oracle_rows::admitted_error};
+use super::Place;
+use super::oracle_rows::OracleRows;
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence};
-use crate::oracle::Continuation;
+use crate::oracle::{Continuation, Truth};
 use crate::result::{Generation, Row, RowKind, Verdict};
 
 /// The margin of a choice and what excuses it.
@@ -23,11 +22,11 @@ struct Margin {
 }
 
 impl Margin {
-    fn of(evidence: &[Evidence], case: &str, step: usize, truth: &[f64], chosen: &[f64]) -> Margin {
+    fn of(admitted: f64, truth: &[f64], chosen: &[f64]) -> Margin {
         let top = truth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let logit = |id: &f64| truth.get(*id as usize).copied().unwrap_or(f64::NEG_INFINITY);
         let margin = chosen.iter().map(logit).map(|l| top - l).fold(0.0, f64::max);
-        Margin { margin, bound: 2.0 * admitted_error(evidence, case, step, truth) }
+        Margin { margin, bound: 2.0 * admitted }
     }
 
     fn is_ambiguous(&self) -> bool {
@@ -44,10 +43,11 @@ impl Margin {
 }
 
 /// A pair of unequal argmaxes: PASS if the oracle finds the choice ambiguous.
-pub fn excuse_argmax(place: &Place<'_>, mut row: Row) -> Row {
+pub fn excuse_argmax(place: &Place<'_>, rows: &OracleRows, mut row: Row) -> Row {
     let Some(truth) = place.oracle.and_then(|o| o.logits.get(place.step)) else { return row };
     let Some([Some(a), Some(b)]) = row.metrics.as_ref().map(|m| m.worst_values) else { return row };
-    let margin = Margin::of(place.evidence, &place.case.name, place.step, truth, &[a, b]);
+    let admitted = rows.admitted_error(place.evidence, &place.case.name, place.step);
+    let margin = Margin::of(admitted, truth, &[a, b]);
     row.reason = format!("tokens {a} and {b}; {}", margin.describe());
     if margin.is_ambiguous() {
         row.verdict = Verdict::Pass;
@@ -100,7 +100,8 @@ fn head(ids: &Numbers) -> &[f64] {
 /// Free generation: every pair.
 pub fn generation_rows(
     evidence: &[Evidence],
-    oracle: &BTreeMap<String, Continuation>,
+    truth: &Truth,
+    oracle_rows: &OracleRows,
     case: &Case,
     rows: &mut Vec<Row>,
 ) {
@@ -108,11 +109,11 @@ pub fn generation_rows(
     if case.sampling.temperature > 0.0 || case.max_new_tokens == 0 {
         return;
     }
-    let oracle = oracle.get(&case.name);
+    let oracle = truth.continuations.get(&case.name);
     for (i, a) in evidence.iter().enumerate() {
         for b in &evidence[i + 1..] {
             if a.missing.is_none() || b.missing.is_none() {
-                rows.push(generation_pair(evidence, oracle, case, a, b));
+                rows.push(generation_pair(evidence, oracle, oracle_rows, case, a, b));
             }
         }
     }
@@ -121,6 +122,7 @@ pub fn generation_rows(
 fn generation_pair(
     evidence: &[Evidence],
     oracle: Option<&Continuation>,
+    rows: &OracleRows,
     case: &Case,
     a: &Evidence,
     b: &Evidence,
@@ -160,7 +162,8 @@ fn generation_pair(
         let reason = "after an earlier token that was not the oracle's: the margin is not known";
         return row(n, Verdict::Unchecked, reason.to_string());
     };
-    let margin = Margin::of(evidence, &case.name, n, truth, &[*p as f64, *q as f64]);
+    let admitted = rows.admitted_error(evidence, &case.name, n);
+    let margin = Margin::of(admitted, truth, &[*p as f64, *q as f64]);
     let reason = format!("token {n}: {p} and {q}; {}", margin.describe());
     match margin.is_ambiguous() {
         true => row(n, Verdict::Pass, format!("{reason}; later tokens UNCHECKED")),
@@ -193,21 +196,7 @@ pub fn generation_row(
     reason: String,
 ) -> Row {
     let point = Point::new(Stage::Generated);
-    Row {
-        case: case.name.clone(),
-        step,
-        checkpoint: point.checkpoint().number,
-        point,
-        layer: None,
-        kind,
-        a: a.name.clone(),
-        b: b.to_string(),
-        metrics: None,
-        tolerance: 0.0,
-        verdict,
-        reason,
-        excerpt: None,
-    }
+    Row { verdict, reason, ..Row::new(&case.name, step, point, kind, &a.name, b) }
 }
 
 /// The index of the first token that differs, the shorter's length if one continues the other.

@@ -21,15 +21,8 @@ fn implementation(name: &str, role: Role, worth: Worth) -> Implementation {
 }
 
 fn row(a: &str, b: &str, layer: usize, step: usize, error: f64, verdict: Verdict) -> Row {
+    let point = format!("h.{layer}.attn.q").parse().unwrap();
     Row {
-        case: "hello".into(),
-        step,
-        checkpoint: 2,
-        point: format!("h.{layer}.attn.q").parse().unwrap(),
-        layer: Some(layer),
-        kind: RowKind::Pair,
-        a: a.into(),
-        b: b.into(),
         metrics: Some(Metrics {
             max_abs: Some(error),
             max_rel: Some(error),
@@ -53,6 +46,7 @@ fn row(a: &str, b: &str, layer: usize, step: usize, error: f64, verdict: Verdict
             a: vec![Some(0.25), Some(1.5)],
             b: vec![Some(0.25), Some(0.5)],
         }),
+        ..Row::new("hello", step, point, RowKind::Pair, a, b)
     }
 }
 
@@ -78,6 +72,7 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
         ],
         cases: vec![],
         rows,
+        odd: vec![],
         unchecked: vec![Unchecked {
             what: "candle: h.*.attn.k".into(),
             kind: UncheckedKind::Unsupported,

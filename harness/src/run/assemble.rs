@@ -82,6 +82,7 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         implementations: implementations(&collected.evidence, &verdicts.statuses),
         cases: cases(collected),
         rows: verdicts.rows,
+        odd: verdicts.odd,
         unchecked,
     }
 }

@@ -20,7 +20,7 @@ use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
 use crate::judge::{JudgeOptions, judge};
 use crate::lineup::{Contact, file_name};
-use crate::oracle::{Continuation, Oracle};
+use crate::oracle::{Oracle, Truth};
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
 use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
@@ -60,7 +60,7 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         progress: &progress,
         model: &model,
         plan: Plan { model_dir: model.dir.clone(), dims, cases: Vec::new(), points },
-        oracle: BTreeMap::new(),
+        truth: Truth::default(),
         unchecked: Vec::new(),
         seconds: BTreeMap::new(),
         out: out.path(),
@@ -73,9 +73,9 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         evidence
     })?;
 
-    let Run { plan, oracle, mut unchecked, mut seconds, .. } = run;
+    let Run { plan, truth, mut unchecked, mut seconds, .. } = run;
     unchecked.extend(assemble::real_weights(&model));
-    let collected = Collected { plan, evidence, oracle, unchecked };
+    let collected = Collected { plan, evidence, truth, unchecked };
     let judging = Instant::now();
     let verdicts = collected_verdicts(&collected, request.values);
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
@@ -91,7 +91,8 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
 }
 
 pub fn collected_verdicts(collected: &Collected, values: usize) -> crate::judge::Verdicts {
-    judge(&collected.plan, &collected.evidence, &collected.oracle, &JudgeOptions { values })
+    let options = JudgeOptions { values, ..JudgeOptions::default() };
+    judge(&collected.plan, &collected.evidence, &collected.truth, &options)
 }
 
 fn no_subject(missing: Missing) -> RunError {
@@ -122,7 +123,7 @@ struct Run<'a> {
     progress: &'a Progress,
     model: &'a ResolvedModel,
     plan: Plan,
-    oracle: BTreeMap<String, Continuation>,
+    truth: Truth,
     unchecked: Vec<Unchecked>,
     seconds: BTreeMap<String, f64>,
     out: &'a Path,
@@ -241,7 +242,7 @@ impl Run<'_> {
             self.progress.say(&reason);
             let what = "the float64 oracle".to_string();
             self.unchecked.push(Unchecked { what, kind: UncheckedKind::Unsupported, reason });
-            self.oracle.clear();
+            self.truth = Truth::default();
             self.force_by(&mut scout)?;
         }
         self.seconds.insert("oracle".into(), began.elapsed().as_secs_f64());
@@ -255,8 +256,9 @@ impl Run<'_> {
             let continuation = oracle.continue_greedily(&case.ids, case.max_new_tokens);
             let continuation = continuation.map_err(|e| e.to_string())?;
             case.forced_ids.clone_from(&continuation.ids);
-            self.oracle.insert(case.name.clone(), continuation);
+            self.truth.continuations.insert(case.name.clone(), continuation);
         }
+        self.truth.oracle = Some(oracle);
         let (n, took) = (self.plan.cases.len(), began.elapsed().as_secs_f64());
         self.progress.say(&format!("oracle: {n} cases in float64, {took:.1} s"));
         Ok(())
@@ -340,7 +342,9 @@ impl Jury<'_, '_> {
         }
         evidence.swap(1, last);
         let run = self.run;
-        let verdicts = judge(&run.plan, &evidence[..2], &run.oracle, &JudgeOptions { values: 0 });
+        // Stages are recomputed once, when all have answered.
+        let options = JudgeOptions { values: 0, stages: false };
+        let verdicts = judge(&run.plan, &evidence[..2], &run.truth, &options);
         run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
         evidence.swap(1, last);
         verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)

@@ -1,0 +1,163 @@
+//! Local errors: a stage's output against the float64 recomputation of that stage from the
+//! implementation's own captured inputs. Both sides of the comparison see the same input, so that
+//! nothing is left between them but the stage's rounding, or its bug.
+
+use llorch_trace::tensor::unravel;
+use llorch_trace::{Class, Point, Stage};
+
+use crate::compare::{Numbers, round};
+use crate::evidence::{Case, Evidence};
+use crate::oracle::bounds::Pair;
+use crate::oracle::{BoundKind, Inputs, Replayed};
+use crate::result::{Certificate, Local, Verdict};
+
+/// An implementation's own tensors as inputs of the replay.
+#[derive(Debug)]
+pub struct Captured<'a> {
+    pub evidence: &'a Evidence,
+    pub case: &'a Case,
+}
+
+impl Inputs for Captured<'_> {
+    fn tensor(&self, step: usize, point: Point) -> Option<Numbers> {
+        self.evidence.tensor(&self.case.name, step, point).map(|t| Numbers::of(&t))
+    }
+
+    /// What it says that it was fed, else what it should have been.
+    fn ids(&self, step: usize) -> Vec<u32> {
+        if let Some(shown) = self.tensor(step, Point::new(Stage::Tokens)) {
+            return shown.values.iter().map(|id| id.max(0.0) as u32).collect();
+        }
+        match step.checked_sub(1) {
+            None => self.case.ids.clone(),
+            Some(before) => self.case.forced_ids.get(before).copied().into_iter().collect(),
+        }
+    }
+
+    fn past(&self, step: usize) -> usize {
+        if step == 0 { 0 } else { self.case.ids.len() + step - 1 }
+    }
+}
+
+/// The local error of `given`. `counts` says which elements mean anything.
+pub fn measure(
+    point: Point,
+    given: &Numbers,
+    replayed: &Replayed,
+    counts: impl Fn(usize) -> bool,
+) -> Option<Local> {
+    if given.shape != replayed.value.shape {
+        return None;
+    }
+    let mut sums = Sums::default();
+    for i in (0..given.values.len()).filter(|&i| counts(i)) {
+        let (x, mut y) = (given.values[i], replayed.value.values[i]);
+        if point.checkpoint().class == Class::Exact {
+            // What is to be equal is so after the one rounding that it takes.
+            y = round(y, given.dtype);
+        }
+        // What came in not finite is the fault of a stage before.
+        if y.is_finite() || x == y {
+            sums.take(i, x, y, allowed(point, x, y), replayed.bounds[i]);
+        }
+    }
+    Some(sums.local(given, replayed))
+}
+
+/// What the class of the checkpoint allows: deeper layers' local errors are held to block 0's.
+fn allowed(point: Point, x: f64, y: f64) -> f64 {
+    match point.checkpoint().class {
+        Class::Exact => 0.0,
+        Class::Mixed(t) => t * 1f64.max(x.abs()).max(y.abs()),
+    }
+}
+
+#[derive(Default)]
+struct Sums {
+    total: usize,
+    max_abs: f64,
+    squares: f64,
+    of_class: f64,
+    of_band: f64,
+    of_bound: f64,
+    exceeding: usize,
+    /// The element with the largest ratio to its band, and that with the largest to its bound.
+    worst: Option<usize>,
+    beyond: Option<usize>,
+}
+
+impl Sums {
+    fn take(&mut self, i: usize, x: f64, y: f64, class: f64, pair: Pair) {
+        let off = if x == y { 0.0 } else { (x - y).abs() };
+        let off = if off.is_nan() { f64::INFINITY } else { off };
+        let of = |limit: f64| if off == 0.0 { 0.0 } else { off / limit };
+        let (of_class, of_band, of_bound) = (of(class), of(pair.band), of(pair.bound));
+        self.total += 1;
+        self.exceeding += usize::from(of_bound > 1.0 || of_class > 1.0);
+        self.max_abs = self.max_abs.max(off);
+        self.squares += off * off;
+        self.of_class = self.of_class.max(of_class);
+        if self.worst.is_none() || of_band > self.of_band {
+            (self.worst, self.of_band) = (Some(i), of_band);
+        }
+        if self.beyond.is_none() || of_bound > self.of_bound {
+            (self.beyond, self.of_bound) = (Some(i), of_bound);
+        }
+    }
+
+    fn local(self, given: &Numbers, replayed: &Replayed) -> Local {
+        let finite = |v: f64| v.is_finite().then_some(v);
+        let worst = self.worst.unwrap_or(0);
+        let at = |n: &Numbers, i: usize| n.values.get(i).copied().and_then(finite);
+        let bounds = |i: usize| replayed.bounds.get(i).copied().unwrap_or_default();
+        let verdict = match () {
+            _ if self.of_bound > 1.0 || self.of_class > 1.0 => Verdict::Fail,
+            _ if self.of_band > 1.0 => Verdict::Warn,
+            _ => Verdict::Pass,
+        };
+        let certificate = self.beyond.filter(|_| self.of_bound > 1.0).map(|i| Certificate {
+            element: unravel(&given.shape, i),
+            error: finite((given.values[i] - replayed.value.values[i]).abs()),
+            bound: bounds(i).bound,
+        });
+        Local {
+            max_abs: finite(self.max_abs),
+            rms: finite((self.squares / self.total.max(1) as f64).sqrt()),
+            worst: unravel(&given.shape, worst),
+            worst_values: [at(given, worst), at(&replayed.value, worst)],
+            band: bounds(worst).band,
+            bound: finite(bounds(worst).bound),
+            of_band: finite(self.of_band),
+            of_bound: finite(self.of_bound),
+            kind: replayed.kind,
+            exceeding: self.exceeding,
+            ratio: None,
+            verdict,
+            certificate: certificate.filter(|_| replayed.kind != BoundKind::Derived),
+        }
+    }
+}
+
+/// What a local error that is more than rounding is, in words.
+pub fn describe(local: &Local) -> String {
+    let size = local.max_abs.map_or("not finite".to_string(), |v| format!("{v:.1e}"));
+    let times = |of: Option<f64>| of.map_or("infinitely".to_string(), |v| format!("{v:.3}×"));
+    match (local.verdict, local.kind) {
+        (Verdict::Fail, BoundKind::Exact) => {
+            format!("this stage alone is off by {size}, where numbers are only moved")
+        }
+        (Verdict::Fail, kind) if local.of_bound.is_none_or(|v| v > 1.0) => {
+            let bound = if kind == BoundKind::Proof { "proof" } else { "derived" };
+            format!(
+                "this stage alone is off by {size}, {} its {bound} bound: no rounding",
+                times(local.of_bound)
+            )
+        }
+        (Verdict::Fail, _) => format!("this stage alone is off by {size}, beyond the class"),
+        (Verdict::Warn, _) => format!(
+            "this stage alone is off by {size}, {} what rounding is expected to do",
+            times(local.of_band)
+        ),
+        _ => format!("this stage alone is off by {size}, which is rounding"),
+    }
+}

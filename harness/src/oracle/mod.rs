@@ -1,0 +1,140 @@
+//! The oracle: GPT-2 in float64, written to be read beside the paper and to be obviously right.
+//!
+//! It shares no code with the engine that it judges. Weights are widened from the file's f32 or f16,
+//! so its only error is that of float64 sums, some 10⁻¹³ of what an fp32 implementation shows.
+//!
+//! Reading order: [`ops`] are the operations; [`forward`] is the pass, a page; [`trace`] keeps every
+//! stage of it; [`replay`] recomputes one stage from an implementation's own captured inputs, and
+//! [`bounds`] says how far rounding may take that stage from it.
+//!
+//! Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; the form
+//! of each stage is that of Hugging Face's `GPT2LMHeadModel`.
+
+pub mod bounds;
+mod forward;
+pub mod ops;
+pub mod replay;
+pub mod trace;
+mod truth;
+pub mod weights;
+
+use std::path::Path;
+
+use llorch_trace::Dims;
+
+pub use ops::{argmax, gelu_new, softmax};
+pub use replay::{BoundKind, Inputs, Job, Replayed};
+pub use trace::Trace;
+pub use truth::Truth;
+use weights::Weights;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OracleError {
+    #[error(transparent)]
+    File(#[from] llorch_trace::Error),
+    #[error("failed to run the oracle: {0}")]
+    Input(String),
+}
+
+type Result<T> = std::result::Result<T, OracleError>;
+
+/// A model on disk and the settings that change its mathematics.
+#[derive(Debug)]
+pub struct Oracle {
+    pub weights: Weights,
+    pub dims: Dims,
+    /// `layer_norm_epsilon`.
+    pub eps: f64,
+    scale_by_layer: bool,
+    scale: bool,
+}
+
+/// The greedy continuation of a prompt, and the logits of every step.
+#[derive(Debug, Clone)]
+pub struct Continuation {
+    pub ids: Vec<u32>,
+    /// By step: `[V]` logits of the last position.
+    pub logits: Vec<Vec<f64>>,
+}
+
+impl Oracle {
+    pub fn open(model_dir: &Path) -> Result<Oracle> {
+        let path = model_dir.join("config.json");
+        let dims = Dims::from_config_file(&path)?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| OracleError::Input(format!("failed to read {}: {e}", path.display())))?;
+        let config: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| OracleError::Input(format!("{} is not JSON: {e}", path.display())))?;
+        let flag = |key: &str, default| config.get(key).map_or(Some(default), |v| v.as_bool());
+        let refuse = |what: String| Err(OracleError::Input(format!("{}: {what}", path.display())));
+        let activation = config.get("activation_function").and_then(|v| v.as_str());
+        if !matches!(activation, None | Some("gelu_new" | "gelu_pytorch_tanh")) {
+            return refuse(format!("activation_function {activation:?}; it knows gelu_new only"));
+        }
+        if flag("tie_word_embeddings", true) != Some(true) {
+            return refuse("tie_word_embeddings is not true; it knows the tied head only".into());
+        }
+        let eps = config.get("layer_norm_epsilon").map_or(Some(1e-5), |v| v.as_f64());
+        let Some(eps) = eps else { return refuse("layer_norm_epsilon is no number".into()) };
+        Ok(Oracle {
+            weights: Weights::open(&model_dir.join("model.safetensors"))?,
+            dims,
+            eps,
+            scale: flag("scale_attn_weights", true).unwrap_or(true),
+            scale_by_layer: flag("scale_attn_by_inverse_layer_idx", false).unwrap_or(false),
+        })
+    }
+
+    /// What the scores of a layer are multiplied with: 1/√D unless the configuration says otherwise.
+    pub fn scale(&self, layer: usize) -> f64 {
+        let scale = if self.scale { 1.0 / (self.dims.head_dim() as f64).sqrt() } else { 1.0 };
+        if self.scale_by_layer { scale / (layer as f64 + 1.0) } else { scale }
+    }
+
+    /// `n` greedy tokens after `ids`, the lowest id of equals, and the logits of max(n, 1) steps.
+    pub fn continue_greedily(&self, ids: &[u32], n: usize) -> Result<Continuation> {
+        self.check(ids, n)?;
+        let mut cache = forward::Cache::new(&self.dims);
+        let mut out = Continuation { ids: Vec::new(), logits: Vec::new() };
+        let mut fed = ids.to_vec();
+        for _ in 0..n.max(1) {
+            let x = forward::blocks(self, &fed, &mut cache, &mut |_, _| ())?;
+            let logits = forward::head(self, x.slice(ndarray::s![-1.., ..]))?;
+            let logits = logits.into_raw_vec_and_offset().0;
+            fed = vec![argmax(&logits)];
+            out.logits.push(logits);
+            if n > 0 {
+                out.ids.extend(&fed);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Every stage of `ids` followed by `fed`, one token a decode step.
+    pub fn trace(&self, ids: &[u32], fed: &[u32]) -> Result<Trace> {
+        self.check(ids, fed.len() + 1)?;
+        Trace::run(self, ids, fed)
+    }
+
+    fn check(&self, ids: &[u32], n: usize) -> Result<()> {
+        let refuse = |what: String| Err(OracleError::Input(what));
+        if ids.is_empty() {
+            return refuse("no token ids were given".into());
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.dims.vocab_size) {
+            return refuse(format!(
+                "token id {id} is outside the vocabulary of {}",
+                self.dims.vocab_size
+            ));
+        }
+        let length = ids.len() + n.saturating_sub(1);
+        if length > self.dims.n_positions {
+            return refuse(format!(
+                "{} tokens and {n} new ones need {length} positions; the model has {}",
+                ids.len(),
+                self.dims.n_positions
+            ));
+        }
+        Ok(())
+    }
+}
