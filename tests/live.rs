@@ -65,11 +65,11 @@ fn the_engine_passes_all_13_checkpoints_against_three_references() {
 #[test]
 fn each_known_bug_fails_at_its_checkpoint() {
     let bugs = [
-        ("transposed_c_proj", "h.0.attn.out", 5),
+        ("transposed", "h.0.attn.out", 5),
         ("eps:value=1e-3", "h.0.ln_1", 1),
         ("dropped_bias", "h.0.attn.q", 2),
         ("dropped_bias:which=mlp.c_proj:layer=2", "h.2.mlp.out", 6),
-        ("swap_qk", "h.0.attn.q", 2),
+        ("swapped_qkv", "h.0.attn.q", 2),
         ("position_shift", "embeddings", 0),
     ];
     let adapter = bug_adapter();

@@ -1,10 +1,10 @@
 """The NumPy GPT-2 with seeded bugs: a subject that is wrong in known ways.
 
-    adapter.py --bug eps:value=1e-3 --bug transposed_c_proj:layer=2
+    adapter.py --bug eps:value=1e-3 --bug transposed:layer=2
     adapter.py --list
 
 It speaks the adapter protocol under the name `bug`, and without `--bug` it is honest.
-The bugs are in `bugs.py`.
+The bugs are in `seeded/`, a file a theme.
 """
 
 import sys
@@ -18,10 +18,10 @@ stdio.guard()
 
 import importlib.util
 
-from bugs import BUGS, parse
 from llorch_adapter import sampling
 from llorch_adapter.adapter import arguments
 from llorch_adapter.serve import serve
+from seeded import BUGS, parse
 
 
 def numpy_adapter():
@@ -38,6 +38,7 @@ NumpyAdapter = numpy_adapter()
 
 class BugAdapter(NumpyAdapter):
     name = "bug"
+    variants = ("f64",)
 
     def __init__(self, variant, bugs):
         super().__init__(variant)
@@ -50,17 +51,21 @@ class BugAdapter(NumpyAdapter):
         model = super().build(config, weights)
         # What bugs may add to, beside overriding the model's methods.
         model.meddlers, model.distortions, model.sampling_changes = [], [], []
+        model.next_probs = sampling.next_probs
+        model.needs_all_rows = False
+        model.step, model.forced = 0, False  # of the run that is going on
         for apply in self._bugs:
             apply(model)
         return model
 
     def observe(self, probe):
+        self.model.forced = probe.forced
         return BuggyProbe(probe, self.model)
 
     def next_probs(self, logits, settings):
         for change in self.model.sampling_changes:
             settings = change(settings)
-        return sampling.next_probs(logits, settings)
+        return self.model.next_probs(logits, settings)
 
 
 class BuggyProbe:
@@ -72,6 +77,13 @@ class BuggyProbe:
 
     def __getattr__(self, name):
         return getattr(self._probe, name)
+
+    def begin(self, step, t, s):
+        self._model.step = step
+        self._probe.begin(step, t, s)
+
+    def active(self, point):
+        return self._probe.active(point) or (point == "logits" and self._model.needs_all_rows)
 
     def visit(self, point, value):
         for meddle in self._model.meddlers:
@@ -91,7 +103,7 @@ def main():
     if options.list:
         for name, (function, defaults) in sorted(BUGS.items()):
             settings = " ".join(f"{k}={'all' if v is None else v}" for k, v in defaults.items())
-            print(f"{name:20} {function.__doc__}\n{'':20} {settings}", file=sys.stderr)
+            print(f"{name:22} {function.__doc__}\n{'':22} {settings}", file=sys.stderr)
         return 0
     try:
         bugs = [parse(text) for text in options.bug]

@@ -20,6 +20,7 @@ class Probe:
         self._dtype = dtype
         self._send = send
         self.step, self._t, self._s = 0, 0, 0
+        self.forced = request.forced_ids is not None  # whether the run is told what to feed
         self._wanted = {}
         for entry in not_injectable:
             for point, _ in request.inject:

@@ -1,7 +1,8 @@
 """The GPT-2 of `gpt2.py`, in NumPy: a second pair of eyes on the graph that is easy to read.
 
 Worth `kernels`: the matrix products are BLAS's, the graph is ours. It injects at every
-point, and `--variant f64` computes in float64.
+point, and `--variant f64` computes in float64. `--variant sequential` adds the terms of every sum
+one after the other: as correct as BLAS, and as far from it as an honest implementation gets.
 """
 
 import sys
@@ -18,13 +19,14 @@ from gpt2 import Cache, Gpt2
 from llorch_adapter.adapter import Adapter, Session, arguments
 from llorch_adapter.folder import read_config, read_weights
 from llorch_adapter.serve import serve
+from sequential import SequentialGpt2
 
 
 class NumpyAdapter(Adapter):
     name = "numpy"
     worth = "kernels"
     capabilities = ("capture", "generate", "sample", "draw", "inject", "f64", "deterministic")
-    variants = ("f64",)
+    variants = ("f64", "sequential")
     recipes = {
         "*": "as named in adapters/python/numpy/gpt2.py, no change of layout",
         "h.*.attn.scores": "scaled and masked with -inf",
@@ -47,7 +49,7 @@ class NumpyAdapter(Adapter):
         self.dims = config.dims
 
     def build(self, config, weights):
-        return Gpt2(config, weights)
+        return (SequentialGpt2 if self.variant == "sequential" else Gpt2)(config, weights)
 
     def session(self, probe, positions):
         return NumpySession(self.model, probe)

@@ -74,12 +74,11 @@ class Gpt2:
         cache.keys[i] = keys = probe.visit(f"{h}.cache.k", keys)  # [H, S, D]
         cache.values[i] = values = probe.visit(f"{h}.cache.v", values)
 
-        scores = q @ keys.transpose(0, 2, 1) * self.scale(i)  # [H, T, S]
-        scores = np.where(self.visible(q.shape[1], keys.shape[1]), scores, -np.inf)
-        scores = probe.visit(f"{h}.scores", scores)
-        probs = probe.visit(f"{h}.probs", self.softmax(scores))
-        heads = self.heads(i, probs @ values)  # [H, T, D]
-        context = probe.visit(f"{h}.context", self.merge(heads))  # [T, E]
+        scores = np.where(self.visible(i, q.shape[1], keys.shape[1]), self.scores(i, q, keys), -np.inf)
+        scores = probe.visit(f"{h}.scores", scores)  # [H, T, S]
+        probs = probe.visit(f"{h}.probs", self.softmax(i, scores))
+        heads = self.heads(i, probs, values)  # [H, T, D]
+        context = probe.visit(f"{h}.context", self.merge(i, heads))  # [T, E]
         return probe.visit(f"{h}.out", self.linear(f"{h}.c_proj", context))
 
     def qkv(self, i, projected):
@@ -92,17 +91,22 @@ class Gpt2:
         """The cache of layer i with this step's keys and values behind it."""
         return np.concatenate([cache.keys[i], k], axis=1), np.concatenate([cache.values[i], v], axis=1)
 
+    def scores(self, i, q, keys):
+        """[H, T, D], [H, S, D] -> [H, T, S]."""
+        return self.product(q, keys.transpose(0, 2, 1)) * self.scale(i)
+
     def scale(self, i):
         return self.dtype.type(1 / math.sqrt(self.dims.head_dim))
 
-    def visible(self, t, s):
+    def visible(self, i, t, s):
         """[T, S]: query t stands at position S-T+t and sees keys up to itself."""
         return np.arange(s) <= np.arange(s - t, s)[:, None]
 
-    def heads(self, i, heads):
-        return heads
+    def heads(self, i, probs, values):
+        """[H, T, S], [H, S, D] -> [H, T, D]."""
+        return self.product(probs, values)
 
-    def merge(self, heads):
+    def merge(self, i, heads):
         """[H, T, D] -> [T, E]."""
         return heads.transpose(1, 0, 2).reshape(heads.shape[1], -1)
 
@@ -115,12 +119,12 @@ class Gpt2:
 
     def linear(self, name, x):
         """x @ W + b, W [in, out]."""
-        return x @ self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return self.product(x, self.weights[f"{name}.weight"]) + self.weights[f"{name}.bias"]
 
     def layer_norm(self, name, x):
         """Mean 0 and (biased) variance 1 over the width, then gain and bias."""
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        centred = x - self.total(x) / x.shape[-1]
+        variance = self.total(centred * centred) / x.shape[-1]
         normal = centred / np.sqrt(variance + self.epsilon(name))
         return normal * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
@@ -131,11 +135,21 @@ class Gpt2:
         """gelu_new: the tanh form."""
         return 0.5 * x * (1 + np.tanh(GELU_SCALE * (x + 0.044715 * x * x * x)))
 
-    def softmax(self, x):
+    def softmax(self, i, x):
         """Over the last axis."""
         e = np.exp(x - x.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
+        return e / self.total(e)
 
     def head(self, x):
         """[T, E] -> [T, V]."""
-        return x @ self.weights["lm_head.weight"].T
+        return self.product(x, self.weights["lm_head.weight"].T)
+
+    # In what order numbers are added. NumPy and BLAS choose it here; `sequential.py` doesn't let them.
+
+    def product(self, a, b):
+        """[..., M, K], [..., K, N] -> [..., M, N]."""
+        return a @ b
+
+    def total(self, x):
+        """The sum over the last axis, which stays with length 1."""
+        return x.sum(axis=-1, keepdims=True)

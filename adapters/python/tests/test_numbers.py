@@ -49,13 +49,14 @@ class Pairs(unittest.TestCase):
             ("hf", ("--variant", "f64")),
             ("numpy", ()),
             ("numpy", ("--variant", "f64")),
+            ("numpy", ("--variant", "sequential")),
             ("tinygrad", ()),
         ):
             if interpreter(name) is None:
                 continue
             client = Client(name, *variant)
             client.load()
-            key = name + ":f64" * bool(variant)
+            key = ":".join((name, *variant[1:]))
             cls.captured[key] = [
                 client.run(ids, ["*"], max_new_tokens=5, forced_ids=FORCED)[0] for ids in ([15496, 13], LONG)
             ]
@@ -73,6 +74,12 @@ class Pairs(unittest.TestCase):
     def test_numpy_agrees_with_hf(self):
         for step, point, a, b in self.pair("hf", "numpy"):
             self.assertLessEqual(worst(point, a, b), tolerance(point), f"{point} at step {step}")
+
+    def test_sequential_sums_agree_with_hf_and_are_others_than_blas_makes(self):
+        for step, point, a, b in self.pair("hf", "numpy:sequential"):
+            self.assertLessEqual(worst(point, a, b), tolerance(point), f"{point} at step {step}")
+        apart = {point for _, point, a, b in self.pair("numpy", "numpy:sequential") if worst(point, a, b) > 0}
+        self.assertTrue({"h.0.ln_1", "h.0.attn.q", "h.0.attn.out", "logits"} <= apart, apart)
 
     def test_tinygrad_agrees_with_hf(self):
         for step, point, a, b in self.pair("hf", "tinygrad"):
