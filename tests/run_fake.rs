@@ -180,6 +180,9 @@ fn a_reference_that_fails_leaves_the_others_alone() {
         ("wrong-version", "speaks protocol 2"),
     ];
     for (mode, expected) in modes {
+        // What went wrong stands in the list of what was not checked; its stderr does not.
+        let unchecked =
+            if mode == "stderr-then-crash" { "before it answered run" } else { expected };
         let (bad, good) = (reference("bad", &format!("--mode {mode}")), reference("good", ""));
         let (result, code) = place.result(&with(&subject, &[&bad, &good]));
         assert_eq!((code, result["verdict"].as_str()), (4, Some("INCOMPLETE")), "{mode}");
@@ -191,7 +194,39 @@ fn a_reference_that_fails_leaves_the_others_alone() {
             rows(&result, &[("kind", "pair"), ("a", "mine"), ("b", "good")]),
         );
         assert!(verdicts(&with_bad).contains(&"ERROR".to_string()), "{mode}");
+        let listed = result["unchecked"].as_array().unwrap().iter().find(|u| {
+            u["what"].as_str().unwrap().starts_with("bad: ")
+                && u["reason"].as_str().unwrap().contains(unchecked)
+        });
+        assert!(listed.is_some(), "{mode}: {:#}", result["unchecked"]);
         assert_eq!(verdicts(&with_good), ["PASS"], "{mode}");
+    }
+}
+
+#[test]
+fn exit_codes_are_those_of_the_documentation() {
+    let place = Place::new();
+    let cases: [(&str, &[&str], i32, &str); 7] = [
+        // The only reference broke, at its start and in the middle.
+        ("", &["--mode error-at-load"], 4, "INCOMPLETE"),
+        ("", &["--mode crash"], 4, "INCOMPLETE"),
+        // The subject broke, after its hello and in the middle, whatever the references did.
+        ("--mode error-at-load", &[""], 5, "ERROR"),
+        ("--mode crash", &["--mode crash"], 5, "ERROR"),
+        // Each can do what the other can't: nothing was compared.
+        ("--only embeddings", &[""], 5, "ERROR"),
+        ("", &["--only embeddings"], 5, "ERROR"),
+        ("--mode wrong-value --point h.0.ln_1", &["", "--mode crash"], 1, "FAIL"),
+    ];
+    for (ours, theirs, expected, verdict) in cases {
+        let subject = fake(&format!("--name mine {ours}"));
+        let names = ["x", "y"];
+        let references: Vec<String> =
+            names.iter().zip(theirs).map(|(name, how)| reference(name, how)).collect();
+        let references: Vec<&str> = references.iter().map(String::as_str).collect();
+        let (result, code) = place.result(&with(&subject, &references));
+        let found = (code, result["verdict"].as_str().unwrap());
+        assert_eq!(found, (expected, verdict), "{ours} against {theirs:?}");
     }
 }
 

@@ -12,9 +12,9 @@ Exit codes:
     0  PASS or WARN (--deny-warnings: WARN is 1); bisect: no divergence
     1  FAIL; bisect: a cause was found
     2  usage
-    3  environment: nothing could run (no engine, no model, no reference)
-    4  INCOMPLETE; bisect: only an interval could be named
-    5  ERROR of the subject
+    3  environment: nothing could run (no engine, no model, no reference at all)
+    4  INCOMPLETE: a reference is missing or broke; bisect: only an interval could be named
+    5  ERROR of the subject, or nothing was compared
   130  interrupted";
 
 /// Differential testing of GPT-2 implementations, checkpoint by checkpoint.

@@ -100,6 +100,7 @@ fn unchecked(plan: &Plan, evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked>
                 reason: format!("{reason}{mend}"),
             });
         }
+        list.extend(broke(e));
         let declared = e.hello.iter().flat_map(|h| &h.unsupported);
         for u in declared {
             let asked = plan
@@ -117,6 +118,22 @@ fn unchecked(plan: &Plan, evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked>
     }
     list.extend(nobody_checked(evidence, rows));
     list.into_iter().collect()
+}
+
+/// What a reference left unchecked because it crashed, hung or talked nonsense. (A subject that does is
+/// the ERROR of the whole run.)
+fn broke(e: &Evidence) -> Vec<Unchecked> {
+    let whole = |f: &&Fault| f.kind != FaultKind::Unsupported && f.point.is_none();
+    let one = |f: &Fault| Unchecked {
+        what: match &f.case {
+            Some(case) => format!("{}: case {case}", e.name),
+            None => format!("{}: every point", e.name),
+        },
+        kind: UncheckedKind::Missing,
+        reason: f.message.lines().next().unwrap_or_default().to_string(),
+    };
+    let is_reference = e.role == Role::Reference;
+    e.faults.iter().filter(|_| is_reference).filter(whole).map(one).collect()
 }
 
 /// Points that the subject gave and that no pair checked.
