@@ -23,7 +23,8 @@ impl Place {
         let config = json!({
             "model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": E, "n_inner": null,
             "vocab_size": V, "n_positions": P, "layer_norm_epsilon": 1e-5,
-            "activation_function": "gelu_new", "tie_word_embeddings": true
+            // What the fakes answer is no GPT-2's: the oracle must not know the model.
+            "activation_function": "relu", "tie_word_embeddings": true
         });
         std::fs::write(place.path("model/config.json"), config.to_string()).unwrap();
         write_weights(&place.path("model/model.safetensors"));

@@ -20,6 +20,8 @@ mod own;
 mod pairs;
 mod probabilities;
 #[cfg(test)]
+mod stage_tests;
+#[cfg(test)]
 mod tests;
 mod tokens;
 mod tolerance;

@@ -286,12 +286,19 @@ fn tokenizers_that_differ_fail_at_checkpoint_0() {
         maker.evidence("ours", Role::Subject, &fed),
         maker.evidence("ref", Role::Reference, &fed),
     ];
-    for (e, ids) in evidence.iter_mut().zip([vec![1, 2], vec![1, 3]]) {
-        e.tokenized.insert("c".into(), ids);
-    }
-    let verdicts = run(&plan(&["tokens"]), &evidence);
-    assert_eq!(verdicts.verdict, RunVerdict::Fail);
-    assert!(verdicts.rows[0].reason.contains("tokenizers differ"), "{}", verdicts.rows[0].reason);
+    let mut judged = |ids: [Vec<u32>; 2]| {
+        for (e, ids) in evidence.iter_mut().zip(ids) {
+            e.tokenized.insert("c".into(), ids);
+        }
+        run(&plan(&["tokens"]), &evidence)
+    };
+    let ours = judged([vec![1, 3], vec![1, 2]]);
+    assert_eq!((ours.verdict, ours.odd[0].name.as_str()), (RunVerdict::Fail, "ours"));
+    assert!(ours.rows[0].reason.contains("tokenizers differ"), "{}", ours.rows[0].reason);
+    // A reference whose tokenizer gives other ids than were fed is named; ours gave them.
+    let theirs = judged([vec![1, 2], vec![1, 3]]);
+    assert_eq!((theirs.verdict, theirs.odd[0].name.as_str()), (RunVerdict::Pass, "ref"));
+    assert_eq!(theirs.rows[0].blame, ["ref"]);
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use super::numbers::{error, index, tolerances, value};
-use super::sentences::{checkpoint_sentence, place, verdict_line};
+use super::sentences::{checkpoint_sentence, place, verdict_line, wrong};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
-use super::{Renderer, Style};
+use super::{Renderer, Style, stages};
 use crate::result::{Role, RunResult, Verdict};
 
 pub struct MarkdownRenderer;
@@ -67,6 +67,12 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
             ],
         );
     }
+    if !result.odd.is_empty() {
+        let _ = writeln!(out, "\n## Wrong by the float64 oracle\n");
+        for odd in &result.odd {
+            let _ = writeln!(out, "- {}", escape(&wrong(odd)));
+        }
+    }
     if !result.unchecked.is_empty() {
         let _ = writeln!(out, "\n## UNCHECKED\n");
         for u in &result.unchecked {
@@ -108,6 +114,19 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         cells.push(format!("{} {at}", place(worst)).trim_end().into());
         cells.push(line.verdict.name().into());
         row(out, &cells);
+    }
+    if let Some((names, lines)) = stages::lines(result, view) {
+        let mut header = vec!["against float64, total / local".to_string()];
+        header.extend(names);
+        header.extend(["local ÷ noise", "ours ÷ references"].map(String::from));
+        let _ = writeln!(out);
+        head(out, &header);
+        for line in lines {
+            let mut cells = vec![format!("`{}`", line.label)];
+            cells.extend(line.cells);
+            cells.extend([line.noise, line.ratio]);
+            row(out, &cells);
+        }
     }
     let _ = writeln!(out, "\n{}", escape(&checkpoint_sentence(result, view)));
     let failed = view.lines.iter().map(|l| l.worst);

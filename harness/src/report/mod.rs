@@ -1,12 +1,13 @@
 //! Renderers: one saved result in, text out. Nothing is judged here.
 //!
-//! [`view`] groups a result's rows for the eye, [`sentences`] puts it into words; then one small file
+//! [`view`] groups a result's rows for the eye, [`stages`] what the oracle says of them, [`sentences`] puts it into words; then one small file
 //! a format.
 
 mod json;
 mod markdown;
 mod numbers;
 mod sentences;
+mod stages;
 mod table;
 #[cfg(test)]
 mod tests;

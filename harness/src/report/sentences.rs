@@ -4,7 +4,7 @@ use super::numbers::{error, list};
 use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
 use llorch_models::published;
 
-use crate::result::{ModelKind, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
+use crate::result::{ModelKind, Odd, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
 
 /// The first line of every report.
 pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> String {
@@ -20,7 +20,13 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             format!("{subject} matches {}", matches(result, checkpoints, passed))
         }
         RunVerdict::Fail => {
-            let first = first_failure(result).map(|r| format!(", first at {}", place(r)));
+            let cause = result.odd.iter().find(|odd| odd.name == subject);
+            let first = match cause {
+                Some(odd) => {
+                    Some(format!(", first at {} (case {}{})", at(odd), odd.case, step(odd.step)))
+                }
+                None => first_failure(result).map(|r| format!(", first at {}", place(r))),
+            };
             format!(
                 "{subject} against {against}: {} passed{}",
                 of(passed, checkpoints),
@@ -39,6 +45,11 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
         },
     };
     let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
+    let wrong: Vec<&str> =
+        result.odd.iter().map(|odd| odd.name.as_str()).filter(|name| *name != subject).collect();
+    if !wrong.is_empty() {
+        line.push_str(&format!(" · wrong by the oracle: {}", list(&wrong)));
+    }
     match result.model.kind {
         ModelKind::Real => {}
         kind => {
@@ -83,9 +94,34 @@ fn of(passed: usize, checkpoints: usize) -> String {
     }
 }
 
-/// The first row in data-flow order that failed.
+/// `bad: h.*.ln_1 in layers 0, 1, 2 and 3, checkpoint 1 (case hello, prefill): this stage alone …`.
+pub fn wrong(odd: &Odd) -> String {
+    let (name, number, case) = (&odd.name, odd.checkpoint, &odd.case);
+    let place = format!("checkpoint {number} (case {case}{})", step(odd.step));
+    format!("{name}: {}, {place}: {}", at(odd), odd.reason)
+}
+
+/// `h.3.attn.out`, or `h.*.attn.out in layers 1 and 3` where the same stage is wrong in several.
+fn at(odd: &Odd) -> String {
+    match (odd.point.layer, &odd.layers[..]) {
+        (Some(layer), layers @ [_, _, ..]) => {
+            let all = odd.point.to_string().replacen(&format!("h.{layer}"), "h.*", 1);
+            let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+            let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+            format!("{all} in layers {}", list(&layers))
+        }
+        _ => odd.point.to_string(),
+    }
+}
+
+fn step(step: usize) -> String {
+    if step == 0 { ", prefill".into() } else { format!(", step {step}") }
+}
+
+/// The first row in data-flow order that failed, and is not another's fault.
 pub fn first_failure(result: &RunResult) -> Option<&Row> {
-    let failed = result.rows.iter().filter(|r| r.verdict == Verdict::Fail);
+    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let failed = result.rows.iter().filter(|r| r.verdict_of(subject) == Verdict::Fail);
     failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
 }
 

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 use super::numbers::{error, index, list, seconds, tolerances, value, values};
-use super::sentences::{checkpoint_sentence, hint, place, verdict_line};
+use super::sentences::{checkpoint_sentence, hint, place, verdict_line, wrong};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
-use super::{Renderer, Style};
+use super::{Renderer, Style, stages};
 use crate::result::{Role, Row, RowKind, RunResult, Status, Verdict};
 
 pub struct TableRenderer;
@@ -88,10 +88,16 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
             verdict_cell(view.verdict, style),
             Cell::new(format!("{} semantics, {} kernels", view.semantics, view.kernels)),
             Cell::new(figure.unwrap_or("-".into())),
-            Cell::new(largest_or_first(view, largest)),
+            Cell::new(largest_or_first(result, view, largest)),
         ]);
     }
     let _ = writeln!(out, "\n{table}");
+    if !result.odd.is_empty() {
+        let _ = writeln!(out, "\nWRONG BY THE FLOAT64 ORACLE");
+        for odd in &result.odd {
+            let _ = writeln!(out, "  {}", wrong(odd));
+        }
+    }
     if !result.unchecked.is_empty() {
         let _ = writeln!(out, "\nUNCHECKED");
         for u in &result.unchecked {
@@ -101,9 +107,14 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
 }
 
 /// Where to look: the first failure in data-flow order, or the largest error where nothing failed.
-fn largest_or_first(view: &CheckpointView<'_>, largest: Option<&Row>) -> String {
-    match (view.first_failure(), largest) {
-        (Some(row), _) => format!("first at {}, {}–{}", place(row), row.a, row.b),
+fn largest_or_first(
+    result: &RunResult,
+    view: &CheckpointView<'_>,
+    largest: Option<&Row>,
+) -> String {
+    let subject = result.subject().map_or("", |s| s.name.as_str());
+    match (view.first_failure(subject), largest) {
+        (Some(row), _) => format!("first at {}, {}", place(row), parties(row)),
         (None, Some(row)) => format!("{}, {}", row.b, place(row)),
         (None, None) => "-".into(),
     }
@@ -136,9 +147,32 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         table.add_row(row);
     }
     let _ = writeln!(out, "{table}");
+    against_the_oracle(out, result, view, style);
     let _ = writeln!(out, "{}", checkpoint_sentence(result, view));
     notes(out, view);
-    failures(out, view);
+    failures(out, result, view);
+}
+
+/// Each implementation against float64: what it shows in all, and what each stage does by itself.
+fn against_the_oracle(
+    out: &mut String,
+    result: &RunResult,
+    view: &CheckpointView<'_>,
+    style: &Style,
+) {
+    let Some((names, lines)) = stages::lines(result, view) else { return };
+    let mut table = new_table(style);
+    let mut header = vec!["against float64".to_string()];
+    header.extend(names.iter().map(|name| format!("{name}\ntotal / local")));
+    header.extend(["local ÷ noise\nlargest".into(), "ours ÷ references\ntotal / local".into()]);
+    table.set_header(bold(&header, style));
+    for line in lines {
+        let mut row = vec![line.label];
+        row.extend(line.cells);
+        row.extend([line.noise, line.ratio]);
+        table.add_row(row);
+    }
+    let _ = writeln!(out, "{table}");
 }
 
 fn label(line: &PointLine<'_>) -> String {
@@ -218,10 +252,13 @@ fn notes(out: &mut String, view: &CheckpointView<'_>) {
     }
 }
 
-fn failures(out: &mut String, view: &CheckpointView<'_>) {
+fn failures(out: &mut String, result: &RunResult, view: &CheckpointView<'_>) {
+    let subject = result.subject().map_or("", |s| s.name.as_str());
     let mut failed: Vec<&Row> = view.lines.iter().flat_map(|l| l.rows.iter().copied()).collect();
     failed.retain(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error));
-    failed.sort_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)));
+    // What is the subject's comes before what is another's; then as data flows.
+    let anothers = |r: &Row| r.verdict_of(subject) == Verdict::Unchecked;
+    failed.sort_by_key(|r| (anothers(r), r.step, r.point));
     for row in failed.iter().take(FAILURES_SHOWN) {
         let (verdict, parties) = (row.verdict.name(), parties(row));
         let _ = writeln!(out, "  {verdict} {parties} at {}: {}", place(row), row.reason);

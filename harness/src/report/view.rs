@@ -82,9 +82,12 @@ fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
 /// The worst of what was checked. UNCHECKED where no reference checked the subject: that others
 /// agree, or that the subject agrees with itself, is no PASS of it.
 fn overall(subject: &str, rows: &[&Row]) -> Verdict {
-    let checked = rows.iter().filter(|r| r.verdict != Verdict::Unchecked);
+    let checked = rows.iter().filter(|r| r.verdict_of(subject) != Verdict::Unchecked);
     let worst = checked.clone().map(|r| r.verdict).max().unwrap_or(Verdict::Unchecked);
-    let by_a_reference = checked.clone().any(|r| r.kind == RowKind::Pair && r.a == subject);
+    // A pair whose other side is wrong by the oracle was a check all the same: the oracle decided it.
+    let by_a_reference = rows
+        .iter()
+        .any(|r| r.kind == RowKind::Pair && r.a == subject && r.verdict != Verdict::Unchecked);
     match worst {
         Verdict::Pass | Verdict::Warn if !by_a_reference => Verdict::Unchecked,
         worst => worst,
@@ -120,9 +123,9 @@ fn line<'a>(subject: &str, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
 
 impl<'a> CheckpointView<'a> {
     /// The first row that failed, in data-flow order.
-    pub fn first_failure(&self) -> Option<&'a Row> {
+    pub fn first_failure(&self, subject: &str) -> Option<&'a Row> {
         let rows = self.lines.iter().flat_map(|l| l.rows.iter().copied());
-        let failed = rows.filter(|r| r.verdict == Verdict::Fail);
+        let failed = rows.filter(|r| r.verdict_of(subject) == Verdict::Fail);
         failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
     }
 }

@@ -1,0 +1,239 @@
+//! The judge on the shipped model with tensors that the oracle made, rounded to f32 as an honest engine
+//! would, and with one of them wrong.
+
+use std::collections::BTreeMap;
+
+use llorch_trace::protocol::{Deviation, HelloResponse, Sampling, Worth};
+use llorch_trace::{BundleWriter, Manifest, Point, Stage, Tensor, all_points};
+
+use super::*;
+use crate::oracle::{Inputs, Job, Oracle};
+use crate::result::{Role, RunVerdict};
+
+struct Bench {
+    dir: tempfile::TempDir,
+    plan: Plan,
+    truth: Truth,
+}
+
+/// What is done to one stage of an implementation; all that follow compute from it.
+type Bug<'a> = &'a dyn Fn(Point, &mut Vec<f64>);
+
+impl Bench {
+    fn new() -> Bench {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let oracle = Oracle::open(&root.join("golden/models/nano")).unwrap();
+        let continuation = oracle.continue_greedily(&[15496, 13], 2).unwrap();
+        let case = Case {
+            name: "c".into(),
+            prompt: None,
+            ids: vec![15496, 13],
+            max_new_tokens: 2,
+            sampling: Sampling::default(),
+            forced_ids: continuation.ids.clone(),
+        };
+        let points = all_points(oracle.dims.n_layer).into_iter();
+        let points = points.filter(|p| !p.is_integer() && p.stage != Stage::NextProbs).collect();
+        let plan =
+            Plan { model_dir: "/nowhere".into(), dims: oracle.dims, cases: vec![case], points };
+        let continuations = BTreeMap::from([("c".to_string(), continuation)]);
+        let truth = Truth { continuations, oracle: Some(oracle) };
+        Bench { dir: tempfile::tempdir().unwrap(), plan, truth }
+    }
+
+    /// Stage after stage from its own rounded outputs, as an engine in f32 computes.
+    fn evidence(&self, name: &str, role: Role, bug: Bug<'_>) -> Evidence {
+        let oracle = self.truth.oracle.as_ref().unwrap();
+        let mut writer = BundleWriter::create(&self.dir.path().join(name)).unwrap();
+        let mut own = Own { case: &self.plan.cases[0], tensors: BTreeMap::new() };
+        for step in 0..2 {
+            for point in &self.plan.points {
+                let job = Job { step, inputs: &own, u: 0.0 };
+                let mut value = oracle.replay(*point, job).unwrap().unwrap().value;
+                bug(*point, &mut value.values);
+                let rounded: Vec<f32> = value.values.iter().map(|v| *v as f32).collect();
+                let tensor = Tensor::f32(value.shape, rounded);
+                writer.add("c", step, &point.to_string(), &tensor).unwrap();
+                own.tensors.insert((step, *point), Numbers::of(&tensor));
+            }
+        }
+        let hello = HelloResponse {
+            protocol: 1,
+            name: name.into(),
+            version: "1".into(),
+            worth: Worth::Semantics,
+            capabilities: vec!["capture".into()],
+            unsupported: vec![],
+            recipes: BTreeMap::new(),
+            deviations: vec![],
+        };
+        Evidence {
+            name: name.into(),
+            role,
+            hello: Some(hello),
+            bundle: Some(writer.finish(Manifest::default()).unwrap()),
+            generated: BTreeMap::new(),
+            tokenized: BTreeMap::new(),
+            served: None,
+            faults: vec![],
+            missing: None,
+            seconds: 0.0,
+        }
+    }
+
+    fn judge(&self, evidence: &[Evidence]) -> Verdicts {
+        judge(&self.plan, evidence, &self.truth, &JudgeOptions::default())
+    }
+}
+
+struct Own<'a> {
+    case: &'a Case,
+    tensors: BTreeMap<(usize, Point), Numbers>,
+}
+
+impl Inputs for Own<'_> {
+    fn tensor(&self, step: usize, point: Point) -> Option<Numbers> {
+        self.tensors.get(&(step, point)).cloned()
+    }
+
+    fn ids(&self, step: usize) -> Vec<u32> {
+        if step == 0 { self.case.ids.clone() } else { vec![self.case.forced_ids[step - 1]] }
+    }
+
+    fn past(&self, step: usize) -> usize {
+        if step == 0 { 0 } else { self.case.ids.len() + step - 1 }
+    }
+}
+
+fn honest(_: Point, _: &mut Vec<f64>) {}
+
+/// The point's values scaled: too little for any class, far too much for rounding.
+fn scaled(name: &'static str, by: f64) -> impl Fn(Point, &mut Vec<f64>) {
+    move |point, values| {
+        if point.to_string() == name {
+            values.iter_mut().for_each(|v| *v *= by);
+        }
+    }
+}
+
+fn find<'a>(verdicts: &'a Verdicts, who: &str, point: &str, step: usize) -> &'a Row {
+    let is = |r: &&Row| {
+        r.kind == RowKind::Oracle && r.a == who && r.point.to_string() == point && r.step == step
+    };
+    verdicts.rows.iter().find(is).unwrap()
+}
+
+#[test]
+fn honest_rounding_passes_at_every_stage_with_both_errors() {
+    let bench = Bench::new();
+    let all = [
+        bench.evidence("ours", Role::Subject, &honest),
+        bench.evidence("ref", Role::Reference, &honest),
+    ];
+    let verdicts = bench.judge(&all);
+    assert_eq!((verdicts.verdict, verdicts.odd.len()), (RunVerdict::Pass, 0));
+    let oracle = verdicts.rows.iter().filter(|r| r.kind == RowKind::Oracle);
+    let mut n = 0;
+    for row in oracle {
+        let local =
+            row.local.as_ref().unwrap_or_else(|| panic!("{} has no local error", row.point));
+        assert!(local.of_band.unwrap() <= 1.0 && row.inherited.is_some(), "{row:?}");
+        n += 1;
+    }
+    assert_eq!(n, 2 * 2 * bench.plan.points.len());
+}
+
+#[test]
+fn a_small_error_in_a_deep_layer_fails_by_its_certificate_and_is_inherited_after_it() {
+    let bench = Bench::new();
+    let all = [
+        bench.evidence("ours", Role::Subject, &scaled("h.2.attn.out", 1.0 + 1e-4)),
+        bench.evidence("ref", Role::Reference, &honest),
+    ];
+    let verdicts = bench.judge(&all);
+    assert_eq!(verdicts.verdict, RunVerdict::Fail);
+    let row = find(&verdicts, "ours", "h.2.attn.out", 0);
+    let local = row.local.as_ref().unwrap();
+    assert!(row.verdict == Verdict::Fail && local.certificate.is_some(), "{row:?}");
+    assert!(local.ratio.unwrap() > 10.0, "{:?}", local.ratio);
+    assert!(row.metrics.as_ref().unwrap().max_abs.unwrap() < 1e-3, "no class would have seen it");
+    let after = find(&verdicts, "ours", "h.2", 0);
+    let [local, inherited] = [after.local.as_ref().unwrap().max_abs, after.inherited];
+    assert!(after.verdict == Verdict::Pass && inherited > local, "{after:?}");
+    assert_eq!(verdicts.odd[0].point.to_string(), "h.2.attn.out");
+    assert_eq!((verdicts.odd.len(), verdicts.odd[0].layers.as_slice()), (1, &[2][..]));
+}
+
+#[test]
+fn a_reference_that_is_wrong_is_named_and_the_subject_does_not_answer_for_it() {
+    let bench = Bench::new();
+    let all = [
+        bench.evidence("ours", Role::Subject, &honest),
+        bench.evidence("bad", Role::Reference, &scaled("h.0.mlp.act", 1.01)),
+        bench.evidence("worse", Role::Reference, &scaled("embeddings", 1.01)),
+    ];
+    let verdicts = bench.judge(&all);
+    assert_eq!(verdicts.verdict, RunVerdict::Pass);
+    let odd: Vec<(&str, String)> =
+        verdicts.odd.iter().map(|o| (o.name.as_str(), o.point.to_string())).collect();
+    assert_eq!(odd, [("bad", "h.0.mlp.act".into()), ("worse", "embeddings".into())]);
+    let pair = |b: &str, point: &str| {
+        let is = |r: &&Row| r.a == "ours" && r.b == b && r.point.to_string() == point;
+        verdicts.rows.iter().find(is).unwrap()
+    };
+    let row = pair("bad", "h.0.mlp.act");
+    assert_eq!((row.verdict, row.blame.as_slice()), (Verdict::Fail, &["bad".to_string()][..]));
+    assert_eq!(pair("bad", "h.0.mlp.fc").verdict, Verdict::Pass);
+    // Neither has a say about what honest rounding is.
+    assert_eq!(find(&verdicts, "ours", "h.1", 0).ratio, None);
+}
+
+#[test]
+fn a_declared_deviation_carries_on_without_blame_and_without_a_vote() {
+    let bench = Bench::new();
+    let deviating = |bound: f64| {
+        let act = scaled("h.0.mlp.act", 1.002);
+        let mut reference = bench.evidence("ref", Role::Reference, &act);
+        reference.hello.as_mut().unwrap().deviations =
+            vec![Deviation { point: "h.*.mlp.act".into(), bound, reason: "a table".into() }];
+        bench.judge(&[bench.evidence("ours", Role::Subject, &honest), reference])
+    };
+    let declared = deviating(5e-3);
+    assert_eq!((declared.verdict, declared.odd.len()), (RunVerdict::Pass, 0));
+    assert!(find(&declared, "ref", "h.0.mlp.act", 0).reason.contains("declares a deviation"));
+    assert!(declared.rows.iter().all(|r| r.verdict != Verdict::Fail), "what follows is attributed");
+    assert_eq!(find(&declared, "ours", "h.0.mlp.act", 0).ratio, None, "it has no vote");
+    let too_much = deviating(1e-4);
+    assert_eq!(too_much.odd[0].name, "ref");
+}
+
+#[test]
+fn without_its_inputs_a_stage_has_no_local_error() {
+    let mut bench = Bench::new();
+    bench.plan.points.retain(|p| p.stage == Stage::Embeddings || p.stage == Stage::Ln1);
+    bench.plan.points.retain(|p| p.layer != Some(0) || p.stage == Stage::Ln1);
+    let points = all_points(4).into_iter();
+    let all: Vec<Point> =
+        points.filter(|p| !p.is_integer() && p.stage != Stage::NextProbs).collect();
+    let shown = std::mem::replace(&mut bench.plan.points, all);
+    let evidence = |name: &str, role| {
+        let whole = bench.evidence(name, role, &honest);
+        let mut writer =
+            BundleWriter::create(&bench.dir.path().join(format!("{name}-some"))).unwrap();
+        for step in 0..2 {
+            for point in &shown {
+                writer
+                    .add("c", step, &point.to_string(), &whole.tensor("c", step, *point).unwrap())
+                    .unwrap();
+            }
+        }
+        Evidence { bundle: Some(writer.finish(Manifest::default()).unwrap()), ..whole }
+    };
+    let all = [evidence("ours", Role::Subject), evidence("ref", Role::Reference)];
+    bench.plan.points = shown.clone();
+    let verdicts = bench.judge(&all);
+    let row = find(&verdicts, "ours", "h.2.ln_1", 0);
+    assert_eq!(row.local_unchecked.as_deref(), Some("h.1 was not captured"));
+    assert_eq!((row.verdict, &row.local), (Verdict::Pass, &None));
+    assert!(find(&verdicts, "ours", "h.0.ln_1", 0).local.is_some());
+}
