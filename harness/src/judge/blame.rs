@@ -1,15 +1,22 @@
 //! Whose fault a difference is. A pair that differs shows that one of two is wrong; the rows of each
 //! against the oracle and against itself show which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use llorch_trace::Point;
+use llorch_trace::{Point, Stage};
 
+use super::oracle_rows::DEVIATES;
 use crate::result::{Row, RowKind, Verdict};
 
 /// Writes into each pair that FAILs which of the two is wrong there or before it, in the same case. It
-/// stays empty where neither is: then nobody is cleared.
+/// stays empty where neither is: then nobody is cleared. A pair that differs by what a declared
+/// deviation handed down passes with that reason.
 pub fn assign(rows: &mut [Row]) {
+    let deviating: BTreeSet<(String, String, usize, Point)> = rows
+        .iter()
+        .filter(|r| r.kind == RowKind::Oracle && r.reason == DEVIATES)
+        .map(|r| (r.a.clone(), r.case.clone(), r.step, r.point))
+        .collect();
     // The first place, as data flows, at which an implementation is wrong in a case.
     let mut first: BTreeMap<(String, String), (usize, Point)> = BTreeMap::new();
     for row in rows.iter().filter(|r| r.kind != RowKind::Pair && r.verdict == Verdict::Fail) {
@@ -21,11 +28,23 @@ pub fn assign(rows: &mut [Row]) {
         let wrong = |name: &String| {
             let place = first.get(&(name.clone(), row.case.clone()));
             // What is generated comes after every step; its own `step` is the first that differs.
-            place.is_some_and(|p| {
-                row.point.stage == llorch_trace::Stage::Generated || *p <= (row.step, row.point)
-            })
+            place
+                .is_some_and(|p| row.point.stage == Stage::Generated || *p <= (row.step, row.point))
         };
         row.blame = [&row.a, &row.b].into_iter().filter(|n| wrong(n)).cloned().collect();
+        // What has no row against the oracle is made of the last logits.
+        let made_of = match row.point.stage {
+            Stage::Argmax | Stage::NextProbs | Stage::Generated => Point::new(Stage::LogitsLast),
+            _ => row.point,
+        };
+        let deviates = |name: &String| {
+            deviating.contains(&(name.clone(), row.case.clone(), row.step, made_of))
+        };
+        if row.blame.is_empty() && (deviates(&row.a) || deviates(&row.b)) {
+            row.verdict = Verdict::Pass;
+            row.reason = DEVIATES.into();
+            row.excerpt = None;
+        }
         if row.blame.len() == 1 {
             row.reason = format!("{}; {} is wrong by the oracle", row.reason, row.blame[0]);
         }

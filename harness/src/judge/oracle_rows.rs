@@ -153,8 +153,7 @@ impl OracleRows {
 }
 
 /// The reason of a row whose total error is a declared deviation's.
-pub const DEVIATES: &str =
-    "inherited from the deviation that it declares; this stage is right by itself";
+pub const DEVIATES: &str = "inherited from a declared deviation; this stage is right by itself";
 
 /// Points with a row: those asked for, and the last logits where a choice of token hangs on them.
 fn judged_points(plan: &Plan) -> Vec<Point> {
