@@ -35,7 +35,10 @@ fn the_engine_agrees_with_itself_with_the_oracle_and_with_its_daemon() {
         assert!(passed.iter().any(|r| r["checkpoint"] == checkpoint), "checkpoint {checkpoint}");
     }
     let oracle = rows(&result, &[("kind", "oracle"), ("a", "llorch-cpud"), ("verdict", "PASS")]);
-    assert_eq!(oracle.len(), 10 + 3 + 3 + 3 + 3, "every step of every case");
+    let (steps, points) = (10 + 3 + 3 + 3 + 3, 4 * 16 + 4);
+    assert_eq!(oracle.len(), steps * points, "every stage at every step of every case");
+    let local = oracle.iter().filter(|r| r["local"]["verdict"] == "PASS");
+    assert_eq!(local.count(), steps * points, "each stage is right by itself");
     for (point, cases) in [("tokens", 5), ("generated", 4)] {
         let served = rows(&result, &[("kind", "self"), ("point", point), ("verdict", "PASS")]);
         let over_http = |r: &&&Value| r["reason"].as_str().unwrap().contains("over HTTP");
