@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, Width,
+    presets,
+};
 
 use super::numbers::{error, index, list, seconds, tolerances, value, values};
 use super::sentences::{checkpoint_sentence, hint, place, verdict_line, wrong};
@@ -67,7 +70,7 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
         ];
         table.add_row(row);
     }
-    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", whole_words(table));
     for i in result.implementations.iter().filter(|i| !i.reason.is_empty()) {
         let _ = writeln!(out, "{}: {}", i.name, i.reason);
         if let Some(mend) = &i.mend {
@@ -91,7 +94,7 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
             Cell::new(largest_or_first(result, view, largest)),
         ]);
     }
-    let _ = writeln!(out, "\n{table}");
+    let _ = writeln!(out, "\n{}", whole_words(table));
     if !result.odd.is_empty() {
         let _ = writeln!(out, "\nWRONG BY THE FLOAT64 ORACLE");
         for odd in &result.odd {
@@ -146,7 +149,7 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         row.push(verdict_cell(line.verdict, style));
         table.add_row(row);
     }
-    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", whole_words(table));
     against_the_oracle(out, result, view, style);
     let _ = writeln!(out, "{}", checkpoint_sentence(result, view));
     notes(out, view);
@@ -172,7 +175,7 @@ fn against_the_oracle(
         row.extend([line.noise, line.ratio]);
         table.add_row(row);
     }
-    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", whole_words(table));
 }
 
 fn label(line: &PointLine<'_>) -> String {
@@ -307,7 +310,7 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
         }
     }
     if rows > 0 {
-        let _ = writeln!(out, "\nGenerated text\n{table}");
+        let _ = writeln!(out, "\nGenerated text\n{}", whole_words(table));
     }
 }
 
@@ -325,6 +328,24 @@ fn new_table(style: &Style) -> Table {
     } else {
         table.force_no_tty()
     };
+    table
+}
+
+/// Lines break between words only: a point's name in two pieces can't be searched for. A terminal that
+/// is narrower than that gets a table that is wider than itself.
+fn whole_words(mut table: Table) -> Table {
+    const PADDING: usize = 2;
+    let mut longest = vec![0; table.column_count()];
+    for row in table.header().into_iter().chain(table.row_iter()) {
+        for (most, cell) in longest.iter_mut().zip(row.cell_iter()) {
+            let words = cell.content().split_whitespace().map(|w| w.chars().count()).max();
+            *most = words.unwrap_or(0).max(*most);
+        }
+    }
+    for (column, most) in table.column_iter_mut().zip(longest) {
+        let width = u16::try_from(most + PADDING).unwrap_or(u16::MAX);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    }
     table
 }
 

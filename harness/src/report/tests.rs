@@ -147,6 +147,21 @@ fn a_failure_shows_the_first_place_both_values_and_a_hint() {
 }
 
 #[test]
+fn a_narrow_terminal_breaks_lines_between_words_only() {
+    let wide = render(&broken(), Format::Table, &Style::default());
+    for width in [20, 60, 80] {
+        let style = Style { width: Some(width), ..Style::default() };
+        let narrow = render(&broken(), Format::Table, &style);
+        let cells = |text: &str| -> std::collections::BTreeSet<String> {
+            let lines = text.lines().filter(|l| l.starts_with('│'));
+            let words = lines.flat_map(|l| l.trim_matches('│').split_whitespace());
+            words.map(String::from).collect()
+        };
+        assert_eq!(cells(&narrow), cells(&wide), "width {width}:\n{narrow}");
+    }
+}
+
+#[test]
 fn real_weights_have_no_unchecked_line() {
     let mut result = honest();
     result.model.kind = ModelKind::Real;
