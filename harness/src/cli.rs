@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
-use crate::{adapters_cmd, bisect, dumps, golden, judge_cmd, points_cmd, run};
+use crate::{adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, points_cmd, run};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -36,6 +36,9 @@ pub enum Command {
     /// Find the first point at which the engine goes wrong
     #[command(after_help = EXIT_CODES)]
     Bisect(Box<bisect::Args>),
+    /// Check what needs no reference: caches, causality, determinism, layer norms, draws
+    #[command(after_help = EXIT_CODES)]
+    Invariants(invariants::Args),
     /// Judge a saved run again
     Judge(judge_cmd::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
@@ -52,6 +55,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Bisect(args) => bisect::run(args),
         Command::Golden(args) => golden::run(args).map(ExitCode::from),
+        Command::Invariants(args) => invariants::run(args),
         Command::Judge(args) => judge_cmd::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),

@@ -15,7 +15,7 @@
 //!    [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
-//! 9. the other commands: [`bisect`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
+//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 
@@ -28,6 +28,7 @@ pub mod compare;
 pub mod dumps;
 pub mod evidence;
 pub mod golden;
+pub mod invariants;
 pub mod judge;
 pub mod judge_cmd;
 pub mod lineup;

@@ -2,9 +2,12 @@
 //! cases, rows and faults of a run. Whatever goes wrong ends the conversation with an error.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use llorch_trace::protocol::{HelloResponse, Inject, RunRequest, Sampling, TensorMessage};
+use llorch_trace::files::write_npy;
+use llorch_trace::protocol::{
+    DrawRequest, HelloResponse, Inject, RunRequest, Sampling, TensorFile, TensorMessage,
+};
 use llorch_trace::{Dims, Dtype, Point, Tensor};
 
 use crate::collect::tensors;
@@ -21,6 +24,14 @@ pub enum LiveError {
     Tensor { name: String, what: String },
     #[error("failed to make a temporary folder: {0}")]
     Scratch(std::io::Error),
+}
+
+/// What it computes in, with how many threads, and how long it may take.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub dtype: Dtype,
+    pub threads: usize,
+    pub limits: Limits,
 }
 
 /// A loaded implementation.
@@ -61,11 +72,21 @@ impl Captured {
 }
 
 impl Live {
-    /// Starts the adapter and loads the model.
+    /// Starts the adapter and loads the model, to compute with all cores.
     pub fn start(
         command: &AdapterCommand,
         model_dir: &Path,
         dtype: Dtype,
+    ) -> Result<Live, LiveError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let setup = Setup { dtype, threads, limits: Limits::default() };
+        Live::start_with(command, model_dir, &setup)
+    }
+
+    pub fn start_with(
+        command: &AdapterCommand,
+        model_dir: &Path,
+        setup: &Setup,
     ) -> Result<Live, LiveError> {
         let scratch = tempfile::Builder::new()
             .prefix("llorch-live-")
@@ -73,9 +94,8 @@ impl Live {
             .map_err(LiveError::Scratch)?;
         let dims = Dims::from_config_file(&model_dir.join("config.json"))?;
         let stderr = scratch.path().join("stderr.txt");
-        let mut session = Session::start(command, &Limits::default(), &stderr)?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        session.load(model_dir, dtype, threads)?;
+        let mut session = Session::start(command, &setup.limits, &stderr)?;
+        session.load(model_dir, setup.dtype, setup.threads)?;
         Ok(Live { session, dims, scratch, runs: 0 })
     }
 
@@ -92,12 +112,8 @@ impl Live {
     }
 
     pub fn run(&mut self, ask: Ask) -> Result<Captured, LiveError> {
-        self.runs += 1;
         let name = self.session.name().to_string();
-        let folder = self.scratch.path().join(format!("run-{}", self.runs));
-        // Resolved, so that what the adapter calls absolute is below it.
-        let made = std::fs::create_dir(&folder).and_then(|()| folder.canonicalize());
-        let out_dir = made.map_err(LiveError::Scratch)?;
+        let out_dir = self.folder()?;
         let _cleanup = crate::supervise::remove_on_interrupt(&out_dir);
         let case = Case {
             name: format!("run-{}", self.runs),
@@ -141,6 +157,42 @@ impl Live {
         captured.generated = done.generated;
         captured.text = done.text;
         Ok(captured)
+    }
+
+    /// Tokens drawn from `logits`, `[V]`, one after another from one generator.
+    pub fn draw(
+        &mut self,
+        logits: &Tensor,
+        sampling: Sampling,
+        draws: usize,
+    ) -> Result<Vec<u32>, LiveError> {
+        let name = self.session.name().to_string();
+        let out_dir = self.folder()?;
+        let _cleanup = crate::supervise::remove_on_interrupt(&out_dir);
+        let file = out_dir.join("logits.npy");
+        write_npy(&file, logits)?;
+        let request = DrawRequest {
+            id: format!("draw-{}", self.runs),
+            logits: TensorFile { file, key: None },
+            sampling,
+            draws,
+            out_dir: out_dir.clone(),
+        };
+        let mut drawn = Err("no draws came".to_string());
+        self.session.draw(request, &mut |message| {
+            drawn = tensors::read_draws(message, draws, logits.len(), &out_dir);
+        })?;
+        let _ = std::fs::remove_dir_all(&out_dir);
+        drawn.map_err(|what| LiveError::Tensor { name, what })
+    }
+
+    /// A folder of its own for each request.
+    fn folder(&mut self) -> Result<PathBuf, LiveError> {
+        self.runs += 1;
+        let folder = self.scratch.path().join(format!("run-{}", self.runs));
+        // Resolved, so that what the adapter calls absolute is below it.
+        let made = std::fs::create_dir(&folder).and_then(|()| folder.canonicalize());
+        made.map_err(LiveError::Scratch)
     }
 
     pub fn finish(self) {

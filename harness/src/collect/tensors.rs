@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llorch_trace::files::{read_npy, read_safetensors};
-use llorch_trace::protocol::TensorMessage;
-use llorch_trace::{Dims, Dtype, Point, Tensor};
+use llorch_trace::protocol::{DRAWS, TensorMessage};
+use llorch_trace::{Dims, Dtype, Point, Tensor, TensorData};
 
 use crate::evidence::{Case, FaultKind};
 
@@ -36,16 +36,7 @@ pub fn read(
         ));
     }
     let absent = |what: String| (FaultKind::MissingTensor, what);
-    let path = regular_file_in(&message.file, out_dir).map_err(absent)?;
-    let tensor = match path.extension().and_then(|e| e.to_str()) {
-        Some("npy") => read_npy(&path),
-        Some("safetensors") => match &message.key {
-            Some(key) => read_safetensors(&path, key),
-            None => return Err(absent(format!("{} was named without a key", path.display()))),
-        },
-        _ => return Err(absent(format!("{} is neither .npy nor .safetensors", path.display()))),
-    };
-    let tensor = tensor.map_err(|error| absent(error.to_string()))?;
+    let tensor = read_file(message, out_dir).map_err(absent)?;
     if tensor.dtype() != message.dtype {
         let what = format!("announced as {}, the file holds {}", message.dtype, tensor.dtype());
         return Err((FaultKind::WrongDtype, what));
@@ -55,6 +46,41 @@ pub fn read(
         return Err((FaultKind::WrongShape, what));
     }
     Ok(tensor)
+}
+
+/// The `n` token ids that a `draw` was answered with, each below `vocab`.
+pub fn read_draws(
+    message: &TensorMessage,
+    n: usize,
+    vocab: usize,
+    out_dir: &Path,
+) -> Result<Vec<u32>, String> {
+    if (message.point.as_str(), message.step) != (DRAWS, 0) {
+        return Err(format!("sent {} of step {}; expected {DRAWS}", message.point, message.step));
+    }
+    let tensor = read_file(message, out_dir)?;
+    let TensorData::I64(ids) = &tensor.data else {
+        return Err(format!("{DRAWS} is of {}; expected i64", tensor.dtype()));
+    };
+    if tensor.shape != [n] {
+        return Err(format!("{DRAWS} has shape {:?}; expected [{n}]", tensor.shape));
+    }
+    let id = |&id: &i64| u32::try_from(id).ok().filter(|&id| (id as usize) < vocab).ok_or(id);
+    let ids: Result<Vec<u32>, i64> = ids.iter().map(id).collect();
+    ids.map_err(|id| format!("{DRAWS} holds the token {id}; expected 0 to {}", vocab - 1))
+}
+
+fn read_file(message: &TensorMessage, out_dir: &Path) -> Result<Tensor, String> {
+    let path = regular_file_in(&message.file, out_dir)?;
+    let tensor = match path.extension().and_then(|e| e.to_str()) {
+        Some("npy") => read_npy(&path),
+        Some("safetensors") => match &message.key {
+            Some(key) => read_safetensors(&path, key),
+            None => return Err(format!("{} was named without a key", path.display())),
+        },
+        _ => return Err(format!("{} is neither .npy nor .safetensors", path.display())),
+    };
+    tensor.map_err(|error| error.to_string())
 }
 
 /// The file's real path: a plain file inside `out_dir` (a pipe would never end, and a link could

@@ -5,10 +5,10 @@
 
 mod json;
 mod markdown;
-mod numbers;
+pub(crate) mod numbers;
 mod sentences;
 mod stages;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -314,7 +314,7 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
     }
 }
 
-fn new_table(style: &Style) -> Table {
+pub(crate) fn new_table(style: &Style) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_BORDERS_ONLY)
@@ -333,7 +333,7 @@ fn new_table(style: &Style) -> Table {
 
 /// Lines break between words only: a point's name in two pieces can't be searched for. A terminal that
 /// is narrower than that gets a table that is wider than itself.
-fn whole_words(mut table: Table) -> Table {
+pub(crate) fn whole_words(mut table: Table) -> Table {
     const PADDING: usize = 2;
     let mut longest = vec![0; table.column_count()];
     for row in table.header().into_iter().chain(table.row_iter()) {
@@ -349,7 +349,7 @@ fn whole_words(mut table: Table) -> Table {
     table
 }
 
-fn bold<S: AsRef<str>>(names: &[S], style: &Style) -> Vec<Cell> {
+pub(crate) fn bold<S: AsRef<str>>(names: &[S], style: &Style) -> Vec<Cell> {
     let cell = |n: &S| match style.colour {
         true => Cell::new(n.as_ref()).add_attribute(Attribute::Bold),
         false => Cell::new(n.as_ref()),
@@ -361,7 +361,7 @@ fn colour(cell: Cell, colour: Color, style: &Style) -> Cell {
     if style.colour { cell.fg(colour) } else { cell }
 }
 
-fn verdict_cell(verdict: Verdict, style: &Style) -> Cell {
+pub(crate) fn verdict_cell(verdict: Verdict, style: &Style) -> Cell {
     let cell = Cell::new(verdict.name());
     match verdict {
         Verdict::Pass => colour(cell, Color::Green, style),

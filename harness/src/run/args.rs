@@ -1,7 +1,7 @@
 //! The command line of `run`, and the part of it that `bisect` shares.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use llorch_trace::Dtype;
@@ -130,16 +130,7 @@ pub struct Request {
 
 impl Common {
     pub fn request(&self, values: usize) -> Result<Request, RunError> {
-        let suite = match &self.suite {
-            Some(path) => Suite::read(path)?,
-            None if !self.prompt.is_empty() => {
-                if self.prompt.iter().any(String::is_empty) {
-                    return Err(RunError::Usage("failed to read --prompt: it is empty".into()));
-                }
-                Suite::of_prompts(&self.prompt)
-            }
-            None => Suite::canonical()?,
-        };
+        let suite = suite(self.suite.as_deref(), &self.prompt)?;
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let mut limits = Limits::default();
         if let Some(time) = self.timeout {
@@ -168,14 +159,26 @@ impl Common {
     }
 }
 
-fn float(text: &str) -> Result<Dtype, String> {
+/// The cases of a file, or of prompts, or the canonical ones.
+pub(crate) fn suite(file: Option<&Path>, prompts: &[String]) -> Result<Suite, RunError> {
+    match file {
+        Some(path) => Ok(Suite::read(path)?),
+        None if prompts.is_empty() => Ok(Suite::canonical()?),
+        None if prompts.iter().any(String::is_empty) => {
+            Err(RunError::Usage("failed to read --prompt: it is empty".into()))
+        }
+        None => Ok(Suite::of_prompts(prompts)),
+    }
+}
+
+pub(crate) fn float(text: &str) -> Result<Dtype, String> {
     match text.parse::<Dtype>() {
         Ok(dtype) if dtype != Dtype::I64 => Ok(dtype),
         _ => Err("expected f32, f64, f16 or bf16".into()),
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "expected a number of seconds".to_string())?;
     match Duration::try_from_secs_f64(number) {
         Ok(time) if !time.is_zero() => Ok(time),

@@ -12,7 +12,7 @@ pub mod out_dir;
 pub mod pipeline;
 pub mod progress;
 mod provisioning;
-mod scout;
+pub(crate) mod scout;
 
 use std::process::ExitCode;
 

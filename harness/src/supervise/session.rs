@@ -10,8 +10,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use llorch_trace::protocol::{
-    DoneMessage, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request, Response,
-    RunRequest, TensorMessage,
+    DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request,
+    Response, RunRequest, TensorMessage,
 };
 use llorch_trace::tensor::Dtype;
 
@@ -123,21 +123,42 @@ impl Session {
         on_tensor: &mut dyn FnMut(&TensorMessage),
     ) -> Result<DoneMessage, Failure> {
         let id = request.id.clone();
-        let mut deadline = Deadline::new("run", FailureKind::CaseTimeout, self.limits.case);
+        let deadline = Deadline::new("run", FailureKind::CaseTimeout, self.limits.case);
         self.wire.send(&Request::Run(request))?;
+        self.until_done(&id, deadline, on_tensor)
+    }
+
+    /// Draws tokens from given logits; `on_tensor` sees the message that announces them.
+    pub fn draw(
+        &mut self,
+        request: DrawRequest,
+        on_tensor: &mut dyn FnMut(&TensorMessage),
+    ) -> Result<DoneMessage, Failure> {
+        let id = request.id.clone();
+        let deadline = Deadline::new("draw", FailureKind::CaseTimeout, self.limits.case);
+        self.wire.send(&Request::Draw(request))?;
+        self.until_done(&id, deadline, on_tensor)
+    }
+
+    fn until_done(
+        &mut self,
+        id: &str,
+        mut deadline: Deadline,
+        on_tensor: &mut dyn FnMut(&TensorMessage),
+    ) -> Result<DoneMessage, Failure> {
         loop {
             match self.wire.receive(&deadline)? {
                 Response::Tensor(tensor) => {
-                    self.wire.check_id("tensor", &id, &tensor.id)?;
+                    self.wire.check_id("tensor", id, &tensor.id)?;
                     let began = Instant::now();
                     on_tensor(&tensor);
                     deadline.extend(began.elapsed());
                 }
                 Response::Done(done) => {
-                    self.wire.check_id("done", &id, &done.id)?;
+                    self.wire.check_id("done", id, &done.id)?;
                     return Ok(done);
                 }
-                Response::Error(error) => return Err(self.wire.reported_for(&id, &error)),
+                Response::Error(error) => return Err(self.wire.reported_for(id, &error)),
                 other => return Err(self.wire.unexpected("tensor or done", &other)),
             }
         }
