@@ -175,7 +175,7 @@ impl Sums {
 }
 
 /// The dtype with fewer digits; whole numbers give way to floats.
-fn coarser(a: Dtype, b: Dtype) -> Dtype {
+pub fn coarser(a: Dtype, b: Dtype) -> Dtype {
     let u = |d: Dtype| d.unit_roundoff();
     if u(a) >= u(b) { a } else { b }
 }

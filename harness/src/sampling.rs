@@ -3,6 +3,7 @@
 
 use llorch_trace::protocol::Sampling;
 
+use crate::oracle::bounds::gamma;
 use crate::oracle::softmax;
 
 /// Temperature, then top-k, then top-p, in float64; the order and the treatment of ties are those of
@@ -118,7 +119,7 @@ fn mark_near_top_p(
     doubtful_mass: f64,
     uncertain: &mut [bool],
 ) {
-    let gamma = gamma(kept.len() as f64, slack.u);
+    let gamma = gamma(kept.len(), slack.u);
     let factor = (reach / sampling.temperature).exp() * (1.0 + 2.0 * gamma + 8.0 * slack.u);
     let target = 1.0 - sampling.top_p;
     let mut order: Vec<usize> = (0..kept.len()).collect();
@@ -148,12 +149,6 @@ fn mark_near_top_p(
             uncertain[kept[order[at]]] = true;
         }
     }
-}
-
-/// n·u / (1 − n·u): Higham 2002, Accuracy and Stability of Numerical Algorithms, lemma 3.1.
-pub fn gamma(n: f64, u: f64) -> f64 {
-    let product = n * u;
-    if product >= 1.0 { f64::INFINITY } else { product / (1.0 - product) }
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@ class BugAdapter(NumpyAdapter):
         model = super().build(config, weights)
         # What bugs may add to, beside overriding the model's methods.
         model.meddlers, model.distortions, model.sampling_changes = [], [], []
+        model.generator_changes = []
         model.next_probs = sampling.next_probs
         model.needs_all_rows = False
         model.step, model.forced = 0, False  # of the run that is going on
@@ -66,6 +67,11 @@ class BugAdapter(NumpyAdapter):
         for change in self.model.sampling_changes:
             settings = change(settings)
         return self.model.next_probs(logits, settings)
+
+    def draw(self, probabilities, generator, count):
+        for change in self.model.generator_changes:
+            generator = change(generator)
+        return super().draw(probabilities, generator, count)
 
 
 class BuggyProbe:

@@ -10,8 +10,8 @@ use llorch_trace::{Point, Stage, Tensor};
 
 use super::finding::{Allowed, Finding, Here, named};
 use super::runs::{Run, Subject};
+use crate::oracle::bounds::gamma;
 use crate::result::UncheckedKind;
-use crate::sampling::gamma;
 
 pub const RULE: &str =
     "derived: rounding of mean, variance, scale, gain and bias, whatever their order";
@@ -153,11 +153,11 @@ fn undo(x: &[f64], y: &[f64], gain: &[f64], bias: &[f64], eps: f64, u: f64) -> U
     let scale = 1.0 / (sigma2 + eps).sqrt();
     // The mean: a sum of n terms and a division.
     let mean_abs = x.iter().map(|v| v.abs()).sum::<f64>() / n;
-    let delta_mu = gamma(n + 1.0, u) * mean_abs;
+    let delta_mu = gamma(x.len() + 1, u) * mean_abs;
     // The variance, also as E[x²] − μ²; then a root and a reciprocal.
     let mean_square = sigma2 + mu * mu;
     let relative =
-        0.5 * (gamma(n + 4.0, u) * mean_square + delta_mu * delta_mu) * scale * scale + 4.0 * u;
+        0.5 * (gamma(x.len() + 4, u) * mean_square + delta_mu * delta_mu) * scale * scale + 4.0 * u;
     let relative = relative * (1.0 + 4.0 * relative);
     let (mut sum, mut squares, mut errors, mut spread) = (0.0, 0.0, 0.0, 0.0);
     let mut left_out = 0;

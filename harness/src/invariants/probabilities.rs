@@ -7,7 +7,8 @@ use super::finding::{Allowed, Finding, Here, named};
 use super::rows::is_visible;
 use super::runs::{Run, Subject};
 use crate::judge::point_tolerance;
-use crate::sampling::{Slack, gamma, replay, uncertain};
+use crate::oracle::bounds::gamma;
+use crate::sampling::{Slack, replay, uncertain};
 
 pub const SUM_RULE: &str = "derived: γₙ₊₁ + 8u over n terms, in whatever order they are added";
 pub const MASKED_RULE: &str = "exact: nothing of a later key";
@@ -19,7 +20,7 @@ pub const NEXT_RULE: &str = "1e-6 + 2·p·u·max|logit|/τ (checkpoint 11), or t
 /// of exp cancel, since the same e is in the sum; 8u where it is computed twice (streaming softmax).
 /// What underflows is lost: at most the smallest normal number each.
 pub fn sum_bound(n: usize, u: f64) -> f64 {
-    gamma(n as f64 + 1.0, u) + 8.0 * u + n as f64 * f64::from(f32::MIN_POSITIVE)
+    gamma(n + 1, u) + 8.0 * u + n as f64 * f64::from(f32::MIN_POSITIVE)
 }
 
 /// Attention's rows over the visible keys, and `next.probs` over what the filters keep.

@@ -82,7 +82,10 @@ fn row(invariant: Invariant, finding: &Finding) -> Row {
         largest: (finding.comparisons > 0 && largest.is_finite()).then_some(largest),
         worst: finding.worst.clone(),
         first: finding.first.clone(),
-        rule: finding.rule.clone(),
+        rule: match finding.rule.as_str() {
+            "" => "none: the subject could not be asked".to_string(),
+            rule => rule.to_string(),
+        },
         reason: reasons.join("; "),
     }
 }
