@@ -14,6 +14,7 @@
 //! 6. [`collect`]: tensors from an adapter into [`evidence`], [`served`]: the same of the daemon;
 //!    [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
+//!    [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
 //! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
@@ -29,6 +30,7 @@ pub mod dumps;
 pub mod evidence;
 pub mod golden;
 pub mod invariants;
+pub mod isolate;
 pub mod judge;
 pub mod judge_cmd;
 pub mod lineup;

@@ -30,6 +30,48 @@ pub struct RunResult {
     #[serde(default)]
     pub odd: Vec<Odd>,
     pub unchecked: Vec<Unchecked>,
+    /// Present where stages were isolated: rows are then of stages that all read the same input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolate: Option<IsolateRecord>,
+}
+
+/// `run --isolate`: what was put in front of which stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IsolateRecord {
+    pub input: InputKind,
+    /// Of random inputs.
+    pub seed: Option<u64>,
+    /// The user's file and its SHA-256.
+    pub file: Option<String>,
+    pub file_sha256: Option<String>,
+    /// SHA-256 of a line `CASE STEP POINT SHA256` for each of `inputs`: equal where all inputs are.
+    pub sha256: String,
+    /// Runs of each case: a stage and the stage that reads it can't share one.
+    pub runs: usize,
+    pub stages: Vec<Point>,
+    pub inputs: Vec<InputRecord>,
+}
+
+/// One tensor that was put in place; the .npy stands in `inputs/CASE/STEP_POINT.npy`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputRecord {
+    pub case: String,
+    pub step: usize,
+    pub point: Point,
+    /// A file is one tensor; the others that its stage reads are the oracle's.
+    pub source: InputKind,
+    pub shape: Vec<usize>,
+    /// Of the .npy file.
+    pub sha256: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputKind {
+    /// The oracle's own tensors.
+    Oracle,
+    Random,
+    File,
 }
 
 /// The verdict of a whole run, worst last.

@@ -13,6 +13,7 @@ use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{Case, Evidence, Fault, Plan, Served};
+use crate::isolate::Isolation;
 use crate::lineup::file_name;
 use crate::oracle::{Continuation, Oracle, Truth};
 use crate::result::{Generation, ModelRecord, Role, RunResult, Unchecked, UncheckedKind};
@@ -41,6 +42,8 @@ pub struct Collected {
     /// What was not checked for reasons that the evidence doesn't show: cases left out, weights that
     /// aren't real.
     pub unchecked: Vec<Unchecked>,
+    /// Where stages were isolated: what they were given.
+    pub isolation: Option<Isolation>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -160,7 +163,10 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
         }
     }
     let truth = Truth { continuations, oracle };
-    Ok((result, Collected { plan, evidence, truth, unchecked }))
+    let reopened = |record| Isolation::reopen(dir, record, &plan.dims);
+    let isolation = result.isolate.as_ref().map(reopened).transpose();
+    let isolation = isolation.map_err(|what| malformed(&dir.join(RESULT), what))?;
+    Ok((result, Collected { plan, evidence, truth, unchecked, isolation }))
 }
 
 /// The weights that a saved run was made with, which stages are recomputed from: where they were, or

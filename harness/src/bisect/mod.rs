@@ -43,6 +43,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(dir) => {
             let (result, collected) =
                 saved::open(dir).map_err(|error| RunError::Usage(error.to_string()))?;
+            if result.isolate.is_some() {
+                let dir = dir.display();
+                let what = format!(
+                    "failed to search {dir}: its stages were isolated, so none comes after another; expected a run without --isolate"
+                );
+                return Err(RunError::Usage(what).into());
+            }
             (result, collected, None)
         }
         None => {

@@ -150,6 +150,7 @@ mod tests {
             rows,
             odd: vec![],
             unchecked: vec![],
+            isolate: None,
         }
     }
 

@@ -3,13 +3,20 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use llorch_trace::protocol::{DoneMessage, RunRequest, Sampling, TensorMessage};
+use llorch_trace::protocol::{DoneMessage, Inject, RunRequest, Sampling, TensorMessage};
 use llorch_trace::{BundleWriter, Point, Stage};
 
 use super::{CollectError, Collection, tensors};
 use crate::evidence::{Case, Fault, FaultKind};
 use crate::result::Generation;
-use crate::supervise::FailureKind;
+use crate::supervise::{Failure, FailureKind};
+
+/// What is asked of one captured run.
+pub(super) struct Asked {
+    pub id: String,
+    pub points: Vec<String>,
+    pub inject: Vec<Inject>,
+}
 
 /// The captured run as it comes in.
 struct Intake<'a> {
@@ -92,10 +99,29 @@ impl Collection<'_> {
         if self.wanted.is_empty() || !self.can("capture") {
             return Ok(());
         }
+        // At temperature 0 these would be other numbers than the case asks for.
+        let drop_sampling = case.sampling.temperature > 0.0 && !self.can("sample");
+        let points = self.wanted.iter().filter(|p| !drop_sampling || *p != "next.probs");
+        let points: Vec<String> = points.cloned().collect();
+        let id = format!("{}-captured", case.name);
+        match self.captured_run(case, Asked { id, points, inject: Vec::new() })? {
+            Ok(()) => {}
+            Err(failure) => self.fault(Some(case), &failure),
+        }
+        Ok(())
+    }
+
+    /// One run with forced tokens; the inner error is the adapter's.
+    pub(super) fn captured_run(
+        &mut self,
+        case: &Case,
+        asked: Asked,
+    ) -> Result<Result<(), Failure>, CollectError> {
+        let Asked { id, points, inject } = asked;
         if let Err(message) = self.revive() {
             let (case, kind) = (Some(case.name.clone()), FaultKind::Process);
             self.evidence.faults.push(Fault { case, step: None, point: None, kind, message });
-            return Ok(());
+            return Ok(Ok(()));
         }
         let began = Instant::now();
         let scratch = tempfile::Builder::new().prefix("llorch-case-").tempdir();
@@ -104,26 +130,22 @@ impl Collection<'_> {
         // Resolved, so that what the adapter calls absolute is below it.
         let out_dir = scratch.path().canonicalize().map_err(|e| self.unsaved(e.to_string()))?;
 
-        let samples = case.sampling.temperature > 0.0;
-        let drop_sampling = samples && !self.can("sample");
-        // At temperature 0 these would be other numbers than the case asks for.
-        let points = self.wanted.iter().filter(|p| !drop_sampling || *p != "next.probs");
-        let points: Vec<String> = points.cloned().collect();
+        let drop_sampling = case.sampling.temperature > 0.0 && !self.can("sample");
         let decodes = self.can("generate");
         let steps = if decodes { case.steps() } else { 1 };
         let request = RunRequest {
-            id: format!("{}-captured", case.name),
+            id,
             ids: case.ids.clone(),
             points: points.clone(),
             max_new_tokens: if decodes { case.max_new_tokens } else { 0 },
             forced_ids: (decodes && case.max_new_tokens > 0).then(|| case.forced_ids.clone()),
             sampling: if drop_sampling { Sampling::default() } else { case.sampling },
-            inject: Vec::new(),
+            inject,
             out_dir: out_dir.clone(),
         };
         let forced = request.forced_ids.clone();
         let (Some(session), Some(bundle)) = (&mut self.session, &mut self.bundle) else {
-            return Ok(());
+            return Ok(Ok(()));
         };
         let mut intake = Intake {
             case,
@@ -156,9 +178,9 @@ impl Collection<'_> {
                 let took = began.elapsed().as_secs_f64();
                 self.say(&format!("{}: {} tensors in {took:.1} s", case.name, seen.len()));
             }
-            Err(failure) => self.fault(Some(case), &failure),
+            Err(failure) => return Ok(Err(failure)),
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Whatever was asked for, can be captured by its nature, and did not come.

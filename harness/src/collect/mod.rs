@@ -3,10 +3,14 @@
 //! it happened, so that the rest still counts.
 //!
 //! Each case is run twice: once with the forced tokens and all points captured, and, where
-//! checkpoint 12 is wanted, once left to itself, with nothing captured.
+//! checkpoint 12 is wanted, once left to itself, with nothing captured. Where stages are isolated, it is
+//! run once for each group of stages that can share a run.
 
 mod case_run;
+mod isolated;
 pub mod tensors;
+
+pub use isolated::CANNOT_INJECT;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +20,7 @@ use llorch_trace::bundle::{CaseRecord, Manifest};
 use llorch_trace::{BundleWriter, Dtype, Stage};
 
 use crate::evidence::{Case, Evidence, Fault, FaultKind, Plan};
+use crate::isolate::Isolation;
 use crate::lineup::{UNNAMED, file_name, is_name};
 use crate::result::Role;
 use crate::supervise::{AdapterCommand, Failure, FailureKind, Finished, Forced, Limits, Session};
@@ -33,6 +38,8 @@ pub struct Settings<'a> {
     pub model: serde_json::Value,
     /// Names that a subject may not take for itself.
     pub taken: Vec<String>,
+    /// Where stages are isolated: what is put in front of which.
+    pub isolation: Option<&'a Isolation>,
 }
 
 /// A failure of ours, not of the implementation: a full disk, for instance.
@@ -200,6 +207,9 @@ impl<'a> Collection<'a> {
             let steps = (1..last).map(|n| unsupported(Some(n), "has no decode steps"));
             self.evidence.faults.extend(steps);
         }
+        if let Some(isolation) = self.settings.isolation {
+            self.declare_isolation(hello, isolation);
+        }
     }
 
     /// Writes a failed conversation down; `case` absent means that nothing can be had.
@@ -233,6 +243,10 @@ impl<'a> Collection<'a> {
         let writer = BundleWriter::create(&dir).map_err(|e| self.unsaved(e.to_string()))?;
         self.bundle = Some(writer);
         for case in &self.settings.plan.cases {
+            if let Some(isolation) = self.settings.isolation {
+                self.isolate(case, isolation)?;
+                continue;
+            }
             self.tokenize(case);
             self.capture(case)?;
             self.generate(case);

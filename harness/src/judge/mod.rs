@@ -7,11 +7,12 @@
 //! [`probabilities`] judges filtered distributions, [`deviations`] are those that an adapter declares,
 //! [`daemon`] holds what came over HTTP against the engine. Then [`blame`] says whose fault a
 //! difference is, [`odd`] who is wrong where first, and [`overall`] makes one verdict of all rows.
-//! docs/TOLERANCES.md derives the rules.
+//! [`isolated`] judges stages that were given the same input. docs/TOLERANCES.md derives the rules.
 
 mod blame;
 mod daemon;
 mod deviations;
+pub mod isolated;
 mod local;
 mod odd;
 mod oracle_rows;

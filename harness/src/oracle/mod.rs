@@ -5,13 +5,15 @@
 //!
 //! Reading order: [`ops`] are the operations; [`forward`] is the pass, a page; [`trace`] keeps every
 //! stage of it; [`replay`] recomputes one stage from an implementation's own captured inputs, and
-//! [`bounds`] says how far rounding may take that stage from it.
+//! [`bounds`] says how far rounding may take that stage from it; [`norm_checks`] looks at layer norms
+//! before their gain and bias.
 //!
 //! Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; the form
 //! of each stage is that of Hugging Face's `GPT2LMHeadModel`.
 
 pub mod bounds;
 mod forward;
+pub mod norm_checks;
 pub mod ops;
 pub mod replay;
 pub mod trace;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::numbers::{error, index, tolerances, value};
-use super::sentences::{checkpoint_sentence, place, verdict_line, wrong};
+use super::sentences::{checkpoint_sentence, input_line, place, verdict_line, wrong};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
 use super::{Renderer, Style, stages};
 use crate::result::{Role, RunResult, Verdict};
@@ -24,6 +24,10 @@ impl Renderer for MarkdownRenderer {
             escape(&m.source),
             m.sha256
         );
+        if let Some(isolate) = &result.isolate {
+            let line = input_line(isolate);
+            let _ = writeln!(out, "{}.\n", escape(&line));
+        }
         implementations(&mut out, result);
         summary(&mut out, result, &views);
         for view in &views {

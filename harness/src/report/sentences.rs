@@ -4,7 +4,9 @@ use super::numbers::{error, list};
 use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
 use llorch_models::published;
 
-use crate::result::{ModelKind, Odd, Row, RowKind, RunResult, RunVerdict, Status, Verdict};
+use crate::result::{
+    InputKind, IsolateRecord, ModelKind, Odd, Row, RowKind, RunResult, RunVerdict, Status, Verdict,
+};
 
 /// The first line of every report.
 pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> String {
@@ -44,6 +46,10 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             None => "nothing was compared".into(),
         },
     };
+    let what = match &result.isolate {
+        Some(isolate) => format!("stages by themselves, on {}: {what}", input(isolate)),
+        None => what,
+    };
     let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
     let wrong: Vec<&str> =
         result.odd.iter().map(|odd| odd.name.as_str()).filter(|name| *name != subject).collect();
@@ -65,6 +71,27 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
         }
     }
     line
+}
+
+/// What isolated stages were given, in few words.
+fn input(isolate: &IsolateRecord) -> String {
+    match (isolate.input, isolate.seed, &isolate.file) {
+        (InputKind::Random, Some(seed), _) => format!("random tensors (seed {seed})"),
+        (InputKind::File, _, Some(file)) => file.clone(),
+        _ => "the oracle's tensors".into(),
+    }
+}
+
+/// The same in full.
+pub fn input_line(isolate: &IsolateRecord) -> String {
+    let file = isolate.file_sha256.as_ref().map(|s| format!(" (sha256 {s})")).unwrap_or_default();
+    let (tensors, runs) = (isolate.inputs.len(), isolate.runs);
+    let runs = if runs == 1 { "1 run".into() } else { format!("{runs} runs") };
+    format!(
+        "input {}{file}: {tensors} tensors put in place, rounded to f32, in {runs} of each case; sha256 {}",
+        input(isolate),
+        isolate.sha256
+    )
 }
 
 /// `hf and candle at all 13 checkpoints, candle:upstream at 4; 2 UNCHECKED`.

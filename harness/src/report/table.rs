@@ -8,7 +8,7 @@ use comfy_table::{
 };
 
 use super::numbers::{error, index, list, seconds, tolerances, value, values};
-use super::sentences::{checkpoint_sentence, hint, place, verdict_line, wrong};
+use super::sentences::{checkpoint_sentence, hint, input_line, place, verdict_line, wrong};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
 use super::{Renderer, Style, stages};
 use crate::result::{Role, Row, RowKind, RunResult, Status, Verdict};
@@ -44,7 +44,11 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
     let cases: Vec<&str> = result.cases.iter().map(|c| c.name.as_str()).collect();
     let took =
         result.seconds.get("total").map(|s| format!(", {}", seconds(*s))).unwrap_or_default();
-    let _ = writeln!(out, "cases {}{took}\n", list(&cases));
+    let _ = writeln!(out, "cases {}{took}", list(&cases));
+    if let Some(isolate) = &result.isolate {
+        let _ = writeln!(out, "{}", input_line(isolate));
+    }
+    let _ = writeln!(out);
 
     let mut table = new_table(style);
     table.set_header(bold(&["implementation", "version", "worth", "status", "time"], style));

@@ -73,6 +73,7 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
         cases: vec![],
         rows,
         odd: vec![],
+        isolate: None,
         unchecked: vec![Unchecked {
             what: "candle: h.*.attn.k".into(),
             kind: UncheckedKind::Unsupported,

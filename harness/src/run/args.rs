@@ -7,6 +7,8 @@ use std::time::Duration;
 use llorch_trace::Dtype;
 
 use super::RunError;
+use crate::isolate::Ask;
+use crate::isolate::args::IsolateArgs;
 use crate::lineup::{self, Member};
 use crate::plan::Filter;
 use crate::provision::ProvisionOptions;
@@ -18,6 +20,9 @@ use crate::supervise::Limits;
 pub struct Args {
     #[command(flatten)]
     pub common: Common,
+
+    #[command(flatten)]
+    pub isolate: IsolateArgs,
 
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -126,6 +131,17 @@ pub struct Request {
     pub quiet: bool,
     /// Elements to keep of each compared tensor, on PASS too.
     pub values: usize,
+    /// Stages by themselves, on given inputs, instead of whole passes.
+    pub isolate: Option<Ask>,
+}
+
+impl Args {
+    pub fn request(&self) -> Result<Request, RunError> {
+        let mut request = self.common.request(self.values)?;
+        let own_case = self.common.prompt.is_empty() && self.common.suite.is_none();
+        request.isolate = self.isolate.ask(&request.filter, own_case);
+        Ok(request)
+    }
 }
 
 impl Common {
@@ -155,6 +171,7 @@ impl Common {
             limits,
             quiet: self.quiet,
             values,
+            isolate: None,
         })
     }
 }

@@ -84,6 +84,7 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         rows: verdicts.rows,
         odd: verdicts.odd,
         unchecked,
+        isolate: collected.isolation.as_ref().map(|i| i.record.clone()),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::text::print;
 
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let request = args.common.request(args.values)?;
+    let request = args.request()?;
     let outcome = pipeline::execute(&request)?;
     print(&render(&outcome.result, args.format, &Style::of_stdout(args.pairs)))?;
     require_a_reference(&outcome.result)?;

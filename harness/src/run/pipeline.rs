@@ -18,7 +18,8 @@ use super::provisioning::Provisioning;
 use super::scout::Scout;
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
-use crate::judge::{JudgeOptions, judge};
+use crate::isolate::{Ask, Isolation, Source};
+use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
 use crate::lineup::{Contact, file_name};
 use crate::oracle::{Oracle, Truth};
 use crate::plan::{self, PlanError};
@@ -49,7 +50,10 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let config = model.dir.join("config.json");
     let dims = Dims::from_config_file(&config).map_err(|e| RunError::Usage(e.to_string()))?;
-    let points = request.filter.points(&dims)?;
+    let points = match &request.isolate {
+        Some(ask) => ask.stages(&dims)?,
+        None => request.filter.points(&dims)?,
+    };
     // Found now: without a subject there is nothing to install references for.
     let subject = request.subject.contact(&request.provision).map_err(no_subject)?;
     let out = OutDir::create(request.out.as_deref())?;
@@ -61,6 +65,7 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         model: &model,
         plan: Plan { model_dir: model.dir.clone(), dims, cases: Vec::new(), points },
         truth: Truth::default(),
+        isolation: None,
         unchecked: Vec::new(),
         seconds: BTreeMap::new(),
         out: out.path(),
@@ -73,9 +78,9 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         evidence
     })?;
 
-    let Run { plan, truth, mut unchecked, mut seconds, .. } = run;
+    let Run { plan, truth, isolation, mut unchecked, mut seconds, .. } = run;
     unchecked.extend(assemble::real_weights(&model));
-    let collected = Collected { plan, evidence, truth, unchecked };
+    let collected = Collected { plan, evidence, truth, unchecked, isolation };
     let judging = Instant::now();
     let verdicts = collected_verdicts(&collected, request.values);
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
@@ -90,9 +95,23 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     Ok(Outcome { result, collected, out })
 }
 
-pub fn collected_verdicts(collected: &Collected, values: usize) -> crate::judge::Verdicts {
+pub fn collected_verdicts(collected: &Collected, values: usize) -> Verdicts {
     let options = JudgeOptions { values, ..JudgeOptions::default() };
-    judge(&collected.plan, &collected.evidence, &collected.truth, &options)
+    let Collected { plan, evidence, truth, isolation, .. } = collected;
+    verdicts(plan, evidence, truth, isolation.as_ref(), &options)
+}
+
+fn verdicts(
+    plan: &Plan,
+    evidence: &[Evidence],
+    truth: &Truth,
+    isolation: Option<&Isolation>,
+    options: &JudgeOptions,
+) -> Verdicts {
+    match isolation {
+        Some(isolation) => isolated::judge(plan, evidence, truth, isolation, options),
+        None => judge(plan, evidence, truth, options),
+    }
 }
 
 fn no_subject(missing: Missing) -> RunError {
@@ -124,6 +143,8 @@ struct Run<'a> {
     model: &'a ResolvedModel,
     plan: Plan,
     truth: Truth,
+    /// What stages are given, where they are isolated.
+    isolation: Option<Isolation>,
     unchecked: Vec<Unchecked>,
     seconds: BTreeMap<String, f64>,
     out: &'a Path,
@@ -151,6 +172,7 @@ impl Run<'_> {
                 "sha256": self.model.weights_sha256(),
             }),
             taken,
+            isolation: self.isolation.as_ref(),
         };
         let say = |line: &str| self.progress.say(line);
         let first = match subject {
@@ -227,8 +249,11 @@ impl Run<'_> {
             let engine = crate::provision::engine_command(&request.provision);
             engine.map_err(|missing| missing.to_string())
         });
-        let (cases, left_out) =
-            plan::cases(&request.suite, &self.plan.dims, &mut |text| scout.tokenize(text))?;
+        let own_case = request.isolate.as_ref().filter(|ask| ask.own_case);
+        let (cases, left_out) = match own_case {
+            Some(ask) => (vec![ask.case(&self.plan.dims)], Vec::new()),
+            None => plan::cases(&request.suite, &self.plan.dims, &mut |text| scout.tokenize(text))?,
+        };
         if cases.is_empty() {
             return Err(RunError::Usage(
                 "failed to plan: no case of the suite fits the model".into(),
@@ -237,6 +262,11 @@ impl Run<'_> {
         self.plan.cases = cases;
         self.unchecked.extend(left_out);
         let began = Instant::now();
+        if let Some(ask) = &request.isolate {
+            self.isolate(ask)?;
+            self.seconds.insert("oracle".into(), began.elapsed().as_secs_f64());
+            return Ok(());
+        }
         if let Err(reason) = self.ask_oracle() {
             // Then no margin is known and nothing is held against float64; pairs still compare.
             self.progress.say(&reason);
@@ -246,6 +276,17 @@ impl Run<'_> {
             self.force_by(&mut scout)?;
         }
         self.seconds.insert("oracle".into(), began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Inputs for all stages; without the oracle there is nothing to hold a stage against.
+    fn isolate(&mut self, ask: &Ask) -> Result<(), RunError> {
+        let source = Source::open(ask, &mut self.plan)?;
+        self.ask_oracle().map_err(|e| RunError::Usage(format!("failed to isolate: {e}")))?;
+        if let Some(oracle) = &self.truth.oracle {
+            let isolation = source.isolation(&self.plan, oracle, self.request.dtype, self.out)?;
+            self.isolation = Some(isolation);
+        }
         Ok(())
     }
 
@@ -344,7 +385,8 @@ impl Jury<'_, '_> {
         let run = self.run;
         // Stages are recomputed once, when all have answered.
         let options = JudgeOptions { values: 0, stages: false };
-        let verdicts = judge(&run.plan, &evidence[..2], &run.truth, &options);
+        let isolation = run.isolation.as_ref();
+        let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
         run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
         evidence.swap(1, last);
         verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)
