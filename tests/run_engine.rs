@@ -46,6 +46,46 @@ fn the_engine_agrees_with_itself_with_the_oracle_and_with_its_daemon() {
     }
 }
 
+#[test]
+fn a_saved_run_is_judged_again_offline_by_other_tolerances() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let out = out.to_str().unwrap();
+    let again = format!("again={}", engine());
+    let (saved, code, stderr) = run(&["--ref", &again, "--prompt", "Hello.", "--out", out]);
+    assert_eq!(code, 0, "{stderr}");
+    let judge = |arguments: &[&str]| {
+        let judge =
+            diff().args(["judge", out, "--format", "json"]).args(arguments).output().unwrap();
+        let (stdout, stderr) = texts(&judge);
+        (serde_json::from_str(&stdout).unwrap_or(Value::Null), judge.status.code(), stderr)
+    };
+    let (same, code, stderr) = judge(&[]);
+    assert_eq!((code, &same["rows"]), (Some(0), &saved["rows"]), "{stderr}");
+    // Equal to itself, but to the oracle only within rounding.
+    let (strict, code, _) = judge(&["--tolerance", "qkv=1e-12"]);
+    run_support::assert_conforms("result", &strict);
+    assert_eq!((code, &strict["verdict"]), (Some(1), &"FAIL".into()));
+    assert_eq!(strict["tolerances"], serde_json::json!({ "2": 1e-12 }));
+    let failed = rows(&strict, &[("verdict", "FAIL")]);
+    assert!(failed.iter().all(|r| r["checkpoint"] == 2 && r["kind"] == "oracle"), "{failed:#?}");
+    let (_, code, stderr) = judge(&["--tolerance", "nosuch=1"]);
+    assert!(code == Some(2) && stderr.contains("no checkpoint \"nosuch\""), "{stderr}");
+
+    // Without the weights the totals are still judged, and the rest is said to be unchecked.
+    let evidence = std::path::Path::new(out).join("evidence.json");
+    let result = std::path::Path::new(out).join("result.json");
+    for file in [&evidence, &result] {
+        let text = std::fs::read_to_string(file).unwrap();
+        let sha256 = saved["model"]["sha256"].as_str().unwrap();
+        std::fs::write(file, text.replace(sha256, &"0".repeat(64))).unwrap();
+    }
+    let (without, code, _) = judge(&[]);
+    assert_eq!((code, &without["verdict"]), (Some(4), &"INCOMPLETE".into()));
+    let unchecked = without["unchecked"].as_array().unwrap();
+    assert!(unchecked.iter().any(|u| u["what"].as_str().unwrap().contains("local errors")));
+}
+
 /// A daemon that is stopped with the test.
 struct Daemon {
     child: Child,

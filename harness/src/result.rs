@@ -7,6 +7,7 @@ use llorch_trace::Point;
 use llorch_trace::protocol::{Sampling, Worth};
 use serde::{Deserialize, Serialize};
 
+use crate::judge::Overrides;
 use crate::oracle::BoundKind;
 
 pub const SCHEMA: &str = "llorch.result/1";
@@ -29,6 +30,9 @@ pub struct RunResult {
     /// Implementations that are wrong by the oracle, references too; the subject first.
     #[serde(default)]
     pub odd: Vec<Odd>,
+    /// Tolerances by checkpoint that `judge` was asked to use in place of the contract's.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub tolerances: Overrides,
     pub unchecked: Vec<Unchecked>,
     /// Present where stages were isolated: rows are then of stages that all read the same input.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -149,6 +149,7 @@ mod tests {
             cases: vec![],
             rows,
             odd: vec![],
+            tolerances: Default::default(),
             unchecked: vec![],
             isolate: None,
         }

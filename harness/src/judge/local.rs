@@ -39,11 +39,12 @@ impl Inputs for Captured<'_> {
     }
 }
 
-/// The local error of `given`. `counts` says which elements mean anything.
+/// The local error of `given`, held to its bounds and to the checkpoint's class, which in deeper layers is
+/// that of block 0: local errors don't add up. `counts` says which elements mean anything.
 pub fn measure(
-    point: Point,
     given: &Numbers,
     replayed: &Replayed,
+    class: Class,
     counts: impl Fn(usize) -> bool,
 ) -> Option<Local> {
     if given.shape != replayed.value.shape {
@@ -52,21 +53,20 @@ pub fn measure(
     let mut sums = Sums::default();
     for i in (0..given.values.len()).filter(|&i| counts(i)) {
         let (x, mut y) = (given.values[i], replayed.value.values[i]);
-        if point.checkpoint().class == Class::Exact {
+        if class == Class::Exact {
             // What is to be equal is so after the one rounding that it takes.
             y = round(y, given.dtype);
         }
         // What came in not finite is the fault of a stage before.
         if y.is_finite() || x == y {
-            sums.take(i, x, y, allowed(point, x, y), replayed.bounds[i]);
+            sums.take(i, x, y, allowed(class, x, y), replayed.bounds[i]);
         }
     }
     Some(sums.local(given, replayed))
 }
 
-/// What the class of the checkpoint allows: deeper layers' local errors are held to block 0's.
-fn allowed(point: Point, x: f64, y: f64) -> f64 {
-    match point.checkpoint().class {
+fn allowed(class: Class, x: f64, y: f64) -> f64 {
+    match class {
         Class::Exact => 0.0,
         Class::Mixed(t) => t * 1f64.max(x.abs()).max(y.abs()),
     }

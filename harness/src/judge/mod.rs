@@ -29,7 +29,7 @@ mod tolerance;
 
 use std::collections::BTreeMap;
 
-use llorch_trace::{Dims, Point, Stage};
+use llorch_trace::{Class, Dims, Point, Stage};
 
 use self::oracle_rows::OracleRows;
 use crate::compare::{Comparison, Numbers, excerpt};
@@ -38,7 +38,7 @@ use crate::oracle::{Continuation, Truth};
 use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
 pub use local::{Captured, describe, measure};
-pub use tolerance::point_tolerance;
+pub use tolerance::{Override, Overrides, point_tolerance};
 
 #[derive(Debug, Clone)]
 pub struct JudgeOptions {
@@ -46,11 +46,13 @@ pub struct JudgeOptions {
     pub values: usize,
     /// Recompute every stage of every implementation: the oracle's rows are there, with local errors.
     pub stages: bool,
+    /// In place of the contract's classes.
+    pub tolerances: Overrides,
 }
 
 impl Default for JudgeOptions {
     fn default() -> JudgeOptions {
-        JudgeOptions { values: 0, stages: true }
+        JudgeOptions { values: 0, stages: true, tolerances: Overrides::default() }
     }
 }
 
@@ -138,6 +140,20 @@ impl<'a> Place<'a> {
         self.evidence[who].tensor(&self.case.name, step, point).map(|t| Numbers::of(&t))
     }
 
+    /// What is allowed at a point: the contract's, unless another was asked for.
+    fn tolerance(&self, point: Point) -> f64 {
+        self.options.tolerances.of(point).unwrap_or_else(|| point_tolerance(point))
+    }
+
+    /// The class that local errors are held to, in every layer.
+    fn class(&self) -> Class {
+        match self.options.tolerances.of(self.point) {
+            Some(0.0) => Class::Exact,
+            Some(t) => Class::Mixed(t),
+            None => self.point.checkpoint().class,
+        }
+    }
+
     /// True for the flat indices that mean anything: of attention cells the causal ones, key j
     /// visible to query t where j ≤ S − T + t.
     fn counts(&self) -> impl Fn(usize) -> bool + use<> {
@@ -149,7 +165,7 @@ impl<'a> Place<'a> {
     fn row(&self, kind: RowKind, a: usize, b: &str, verdict: Verdict, reason: String) -> Row {
         let (case, name) = (&self.case.name, &self.evidence[a].name);
         Row {
-            tolerance: point_tolerance(self.point),
+            tolerance: self.tolerance(self.point),
             verdict,
             reason,
             ..Row::new(case, self.step, self.point, kind, name, b)

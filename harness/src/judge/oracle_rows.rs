@@ -11,7 +11,7 @@ use llorch_trace::{Class, Point, Stage};
 
 use super::deviations;
 use super::local::{Captured, describe, measure};
-use super::{Found, JudgeOptions, Place, point_tolerance};
+use super::{Found, JudgeOptions, Place};
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence, Plan};
 use crate::oracle::replay::{context_from_scores, inputs_of};
@@ -216,7 +216,8 @@ fn replay(oracle: &Oracle, group: &[Place<'_>]) -> Vec<Option<Replayed>> {
 /// than rounding away from the captured ones, and right for the captured scores, those are what counts.
 fn prefer_scores(point: Point, job: &Job<'_>, replayed: &mut Option<Replayed>, given: &Numbers) {
     let within = |r: &Replayed| {
-        measure(point, given, r, |_| true).is_some_and(|local| local.verdict == Verdict::Pass)
+        measure(given, r, point.checkpoint().class, |_| true)
+            .is_some_and(|local| local.verdict == Verdict::Pass)
     };
     if replayed.as_ref().is_some_and(within) {
         return;
@@ -245,7 +246,7 @@ fn row(
     replayed: Option<&Replayed>,
     stages: bool,
 ) -> Row {
-    let tolerance = match point_tolerance(place.point) {
+    let tolerance = match place.tolerance(place.point) {
         0.0 => Tolerance::Exact,
         t => Tolerance::Mixed(t),
     };
@@ -257,7 +258,7 @@ fn row(
         }
         return row;
     };
-    let Some(local) = measure(place.point, x, replayed, place.counts()) else { return row };
+    let Some(local) = measure(x, replayed, place.class(), place.counts()) else { return row };
     let inherited = compare(&replayed.value, expected, Tolerance::Mixed(1.0), place.counts());
     row.inherited = inherited.ok().and_then(|c| c.metrics.max_abs);
     match (local.verdict, row.verdict) {

@@ -3,7 +3,7 @@
 use llorch_trace::Stage;
 
 use super::oracle_rows::OracleRows;
-use super::{Found, Place, deviations, point_tolerance, probabilities, tokens};
+use super::{Found, Place, deviations, probabilities, tokens};
 use crate::compare::{Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 
@@ -35,7 +35,7 @@ fn pair(place: &Place<'_>, oracle: &OracleRows, a: usize, b: usize) -> Row {
         let row = probabilities::pair(place, a, b, x, y);
         return deviations::excuse(place, &[a, b], (x, y), row);
     }
-    let tolerance = match point_tolerance(place.point) {
+    let tolerance = match place.tolerance(place.point) {
         0.0 => Tolerance::Exact,
         t => Tolerance::Mixed(t),
     };

@@ -8,7 +8,7 @@
 
 use llorch_trace::{Point, Stage};
 
-use super::{Place, deviations, point_tolerance};
+use super::{Place, deviations};
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 use crate::sampling::{Slack, replay, uncertain};
@@ -33,7 +33,7 @@ pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> 
     let (Some(p), Some(q)) = (place.tensor(a, point), place.tensor(b, point)) else {
         // Without logits there is no Δ to excuse anything with.
         let compared =
-            compare(x, y, Tolerance::Absolute(&|_| point_tolerance(place.point)), |_| true);
+            compare(x, y, Tolerance::Absolute(&|_| place.tolerance(place.point)), |_| true);
         return place.judged(RowKind::Pair, a, name, (x, y), compared);
     };
     if p.shape != x.shape || q.shape != x.shape {
@@ -42,7 +42,7 @@ pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> 
     }
     let largest = |v: &Numbers| v.values.iter().fold(0.0f64, |m, l| m.max(l.abs()));
     let delta = p.values.iter().zip(&q.values).fold(0.0f64, |m, (l, r)| m.max((l - r).abs()));
-    let cap = point_tolerance(point) * 1f64.max(largest(&p)).max(largest(&q));
+    let cap = place.tolerance(point) * 1f64.max(largest(&p)).max(largest(&q));
     judge(place, RowKind::Pair, a, name, x, y, (&p, &q), delta.min(cap))
 }
 
@@ -81,7 +81,7 @@ fn judge(
         }
     };
     let allowed = |i: usize| {
-        point_tolerance(place.point) + relative * x.values[i].abs().max(y.values[i].abs())
+        place.tolerance(place.point) + relative * x.values[i].abs().max(y.values[i].abs())
     };
     let compared = compare(&x, &y, Tolerance::Absolute(&allowed), |_| true);
     let mut row = place.judged(kind, a, b, (&x, &y), compared);

@@ -1,6 +1,10 @@
 //! How far a point may be off, by its place in the model.
 
-use llorch_trace::{Class, Point};
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use llorch_trace::{CHECKPOINTS, Class, Point, checkpoint};
+use serde::{Deserialize, Serialize};
 
 /// What the total error of a deeper layer is judged at: rounding accumulates over blocks, so that
 /// only block 0 is held to its checkpoint's class.
@@ -15,9 +19,81 @@ pub fn point_tolerance(point: Point) -> f64 {
     }
 }
 
+/// Tolerances that somebody asked for in place of the contract's, by checkpoint. They replace the
+/// class in every layer, of total and of local errors; no bound of rounding is moved by them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Overrides(BTreeMap<u8, f64>);
+
+/// One `--tolerance`: `1e-5` for every checkpoint, `4=1e-5` or `scores=1e-5` for one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Override {
+    pub checkpoint: Option<u8>,
+    pub tolerance: f64,
+}
+
+impl FromStr for Override {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Override, String> {
+        let (which, value) = match text.split_once('=') {
+            None => (None, text),
+            Some((name, value)) => {
+                let found = checkpoint(name);
+                let found = found.ok_or_else(|| format!("there is no checkpoint {name:?}"))?;
+                (Some(found.number), value)
+            }
+        };
+        match value.trim().parse::<f64>() {
+            Ok(t) if t.is_finite() && t >= 0.0 => Ok(Override { checkpoint: which, tolerance: t }),
+            _ => Err(format!("{value:?} is no tolerance; expected a number of 0 or more, as 1e-5")),
+        }
+    }
+}
+
+impl Overrides {
+    /// Later ones win; one without a checkpoint sets all that have a tolerance above 0.
+    pub fn new(all: &[Override]) -> Overrides {
+        let mut by_checkpoint = BTreeMap::new();
+        for one in all {
+            let inexact = CHECKPOINTS.iter().filter(|c| c.class != Class::Exact).map(|c| c.number);
+            match one.checkpoint {
+                Some(number) => drop(by_checkpoint.insert(number, one.tolerance)),
+                None => by_checkpoint.extend(inexact.map(|n| (n, one.tolerance))),
+            }
+        }
+        Overrides(by_checkpoint)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u8, f64)> {
+        self.0.iter().map(|(number, tolerance)| (*number, *tolerance))
+    }
+
+    pub fn of(&self, point: Point) -> Option<f64> {
+        self.0.get(&point.checkpoint().number).copied()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overrides_are_by_checkpoint_and_spare_what_is_exact() {
+        let all: Vec<Override> =
+            ["1e-5", "scores=2e-5", "7=0"].iter().map(|t| t.parse().unwrap()).collect();
+        let overrides = Overrides::new(&all);
+        let of = |name: &str| overrides.of(name.parse().unwrap());
+        assert_eq!((of("h.2.attn.q"), of("h.2.attn.scores")), (Some(1e-5), Some(2e-5)));
+        assert_eq!((of("h.0"), of("embeddings"), of("argmax")), (Some(0.0), None, None));
+        for text in ["", "x", "-1", "nan", "inf", "14=1e-5", "scores=", "scores=x"] {
+            assert!(text.parse::<Override>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn block_0_is_held_to_its_class_and_deeper_ones_to_1e_3() {

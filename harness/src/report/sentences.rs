@@ -56,6 +56,12 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
     if !wrong.is_empty() {
         line.push_str(&format!(" · wrong by the oracle: {}", list(&wrong)));
     }
+    let asked = result.tolerances.iter();
+    let asked: Vec<String> = asked.map(|(number, t)| format!("{t:.0e} at {number}")).collect();
+    if !asked.is_empty() {
+        let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+        line.push_str(&format!(" · by tolerances that were asked for: {}", list(&asked)));
+    }
     match result.model.kind {
         ModelKind::Real => {}
         kind => {

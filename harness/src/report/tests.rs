@@ -74,6 +74,7 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
         rows,
         odd: vec![],
         isolate: None,
+        tolerances: Default::default(),
         unchecked: vec![Unchecked {
             what: "candle: h.*.attn.k".into(),
             kind: UncheckedKind::Unsupported,

@@ -7,7 +7,7 @@ use llorch_models::{ResolvedModel, published};
 
 use super::RunError;
 use crate::evidence::Evidence;
-use crate::judge::Verdicts;
+use crate::judge::{Overrides, Verdicts};
 use crate::result::{
     CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, SCHEMA, Status, Unchecked,
     UncheckedKind,
@@ -83,6 +83,7 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         cases: cases(collected),
         rows: verdicts.rows,
         odd: verdicts.odd,
+        tolerances: Overrides::default(),
         unchecked,
         isolate: collected.isolation.as_ref().map(|i| i.record.clone()),
     }

@@ -82,7 +82,10 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     unchecked.extend(assemble::real_weights(&model));
     let collected = Collected { plan, evidence, truth, unchecked, isolation };
     let judging = Instant::now();
-    let verdicts = collected_verdicts(&collected, request.values);
+    let verdicts = collected_verdicts(
+        &collected,
+        &JudgeOptions { values: request.values, ..JudgeOptions::default() },
+    );
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
     seconds.insert("total".into(), began.elapsed().as_secs_f64());
     let facts = Facts { model: assemble::model_record(&model)?, started, seconds };
@@ -95,10 +98,9 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     Ok(Outcome { result, collected, out })
 }
 
-pub fn collected_verdicts(collected: &Collected, values: usize) -> Verdicts {
-    let options = JudgeOptions { values, ..JudgeOptions::default() };
+pub fn collected_verdicts(collected: &Collected, options: &JudgeOptions) -> Verdicts {
     let Collected { plan, evidence, truth, isolation, .. } = collected;
-    verdicts(plan, evidence, truth, isolation.as_ref(), &options)
+    verdicts(plan, evidence, truth, isolation.as_ref(), options)
 }
 
 fn verdicts(
@@ -384,7 +386,7 @@ impl Jury<'_, '_> {
         evidence.swap(1, last);
         let run = self.run;
         // Stages are recomputed once, when all have answered.
-        let options = JudgeOptions { values: 0, stages: false };
+        let options = JudgeOptions { stages: false, ..JudgeOptions::default() };
         let isolation = run.isolation.as_ref();
         let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
         run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
