@@ -6,6 +6,7 @@
 //! implementations, cases and steps, so that a layer's weights are widened once.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llorch_trace::{Class, Point, Stage};
 
@@ -38,29 +39,32 @@ impl OracleRows {
         truth: &Truth,
         options: &JudgeOptions,
     ) -> OracleRows {
-        let mut found = OracleRows::default();
         let traces = match &truth.oracle {
             Some(oracle) if options.stages => traces(plan, oracle),
             _ => BTreeMap::new(),
         };
-        for point in judged_points(plan) {
-            let mut group: Vec<Place<'_>> = Vec::new();
-            let mut size = 0;
-            for case in &plan.cases {
-                for step in 0..case.steps() {
-                    let place = Place::new(plan, evidence, options, case, step, point);
-                    let (t, s) = case.sizes(step);
-                    size +=
-                        evidence.len() * point.shape(&plan.dims, t, s).iter().product::<usize>();
-                    group.push(place);
-                    if size > TOGETHER {
-                        found.take(std::mem::take(&mut group), truth, &traces, options);
-                        size = 0;
-                    }
+        let points = judged_points(plan);
+        let next = AtomicUsize::new(0);
+        // Points are independent of one another: a thread takes the next that nobody has.
+        let work = || {
+            let mut found = OracleRows::default();
+            while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
+                found.take_point(plan, evidence, truth, &traces, options, *point);
+            }
+            found
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let mut found = OracleRows::default();
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            found.rows.extend(work().rows);
+            for other in others {
+                match other.join() {
+                    Ok(rows) => found.rows.extend(rows.rows),
+                    Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
-            found.take(group, truth, &traces, options);
-        }
+        });
         found.attribute_deviations(plan, evidence);
         found
     }
@@ -87,6 +91,32 @@ impl OracleRows {
         let rows = self.at(case, step, Point::new(Stage::LogitsLast)).iter();
         let admitted = rows.filter(|r| references.contains(&r.a.as_str()) && Self::is_admitted(r));
         admitted.filter_map(|r| r.metrics.as_ref()?.max_abs).fold(0.0, f64::max)
+    }
+
+    /// One point at every step of every case, a group of them at a time.
+    fn take_point(
+        &mut self,
+        plan: &Plan,
+        evidence: &[Evidence],
+        truth: &Truth,
+        traces: &BTreeMap<String, Trace>,
+        options: &JudgeOptions,
+        point: Point,
+    ) {
+        let mut group: Vec<Place<'_>> = Vec::new();
+        let mut size = 0;
+        for case in &plan.cases {
+            for step in 0..case.steps() {
+                let (t, s) = case.sizes(step);
+                size += evidence.len() * point.shape(&plan.dims, t, s).iter().product::<usize>();
+                group.push(Place::new(plan, evidence, options, case, step, point));
+                if size > TOGETHER {
+                    self.take(std::mem::take(&mut group), truth, traces, options);
+                    size = 0;
+                }
+            }
+        }
+        self.take(group, truth, traces, options);
     }
 
     fn take(

@@ -269,7 +269,7 @@ impl Oracle {
         let value = ops::scores(q.view(), k.view(), scale);
         let magnitude = ops::scores(q.mapv(f64::abs).view(), k.mapv(f64::abs).view(), scale);
         let d = q.dim().2;
-        let bounds = magnitude.iter().map(|m| bounds::scaled_sum(d, 2, job.u, m.max(0.0)));
+        let bounds = magnitude.iter().map(|m| bounds::sum(d + 2, job.u, m.max(0.0)));
         let bounds = bounds.collect();
         Some(Replayed {
             value: Numbers::of_array(value.into_dyn()),
