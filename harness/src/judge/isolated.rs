@@ -125,7 +125,9 @@ impl<'a> Isolated<'a> {
         let bound = |i: usize| replayed.bounds.get(i).map_or(0.0, |pair| pair.bound);
         let compared = self.compare(x, &replayed.value, &bound);
         let mut row = place.judged(RowKind::Oracle, who, "oracle", (x, &replayed.value), compared);
-        let Some(mut local) = measure(place.point, x, replayed, place.counts()) else { return row };
+        let Some(mut local) = measure(x, replayed, place.class(), place.counts()) else {
+            return row;
+        };
         let within_bound = local.of_bound.is_some_and(|of| of <= 1.0);
         if local.verdict == Verdict::Fail && within_bound && !self.isolation.is_of_gpt2() {
             let noisy = local.of_band.is_none_or(|of| of > 1.0);
