@@ -167,9 +167,12 @@ fn bisect_names_the_first_wrong_element_and_the_command_that_reproduces_it() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     // The fake adds 0.5 to the element in the middle of [2, 3, 4].
     let first = stdout.lines().next().unwrap();
-    assert_eq!(first, "FIRST CAUSE h.1.attn.k · layer 1 · step 0 · head 1 · token 0 · element 0");
+    assert_eq!(
+        first,
+        "FIRST CAUSE h.1.attn.k · layer 1 · step 0 · head 1 · token 0 · element 0 · unlike x"
+    );
     let command =
-        stdout.lines().find(|l| l.starts_with("reproduce with: llorch-diff run ")).unwrap();
+        stdout.lines().find(|l| l.starts_with("reproduce with: llorch-diff bisect ")).unwrap();
     assert!(
         command.contains("--checkpoint qkv --layer 1 ") && command.contains("--subject "),
         "{command}"

@@ -12,6 +12,8 @@ use crate::supervise::{AdapterCommand, CommandError};
 
 /// The references of a run in which none is named.
 pub const JURY: [&str; 3] = ["hf", "tinygrad", "candle"];
+/// Names no reference at all: the oracle is enough for `bisect`.
+pub const NOBODY: &str = "none";
 /// The name of our own engine in results.
 pub const ENGINE: &str = "llorch-cpud";
 /// The name of a subject until it has said hello.
@@ -87,6 +89,9 @@ pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
 
 /// The references in the order in which they are named: `NAME`, `NAME:VARIANT` or `NAME=COMMAND`.
 pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
+    if named == [NOBODY] {
+        return Ok(Vec::new());
+    }
     let jury: Vec<String> = JURY.iter().map(|name| name.to_string()).collect();
     let named = if named.is_empty() { &jury } else { named };
     let mut members: Vec<Member> = Vec::new();

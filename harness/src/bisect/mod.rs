@@ -1,30 +1,53 @@
-//! `llorch-diff bisect`, first form: the first FAIL of the subject in data-flow order, and the command
-//! that reproduces it.
+//! `llorch-diff bisect`: where an engine first goes wrong, by how much, and what kind of mistake it is.
 //!
-//! Reading order: [`search`] finds the place among the rows, [`element`] the head, token and element
-//! in the tensors, [`tell`] prints. What this form does not know (local errors, certificates,
-//! signatures, healing) is null in JSON.
+//! Reading order: [`scan`] finds every place at which the subject is wrong by itself ([`intervals`] where
+//! only a stretch can be named), [`causes`] makes causes of them with the help of [`signatures`] and
+//! [`zoom`]; [`heal`] and [`explain`] tell whether those are all there is, [`continuation`] being the
+//! oracle's pass with some tensors given. [`answer`] is the whole of it, [`tell`] and [`json`] say it.
+//! Where the oracle doesn't know the model, [`pairs`] has only differences to go by.
 
-pub mod element;
-pub mod search;
-pub mod tell;
+mod answer;
+mod causes;
+mod choice;
+mod continuation;
+mod explain;
+mod heal;
+mod intervals;
+mod json;
+mod memory;
+mod pairs;
+mod reproduce;
+mod scan;
+mod signatures;
+mod tell;
+mod zoom;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::result::{RunResult, Status};
+use crate::judge::JudgeOptions;
+use crate::lineup::Contact;
+use crate::plan::Filter;
+use crate::result::RunResult;
 use crate::run::{self, Common, RunError, pipeline};
 use crate::saved::{self, Collected};
 use crate::text::print;
+
+use answer::Answer;
+use heal::Surgery;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     pub common: Common,
 
-    /// Search a saved run instead of making one
+    /// Search a saved run instead of making one; it is judged anew
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "prompt", "suite", "references", "subject", "out"])]
     pub from: Option<PathBuf>,
+
+    /// Don't run the subject again with the oracle's tensors put at each cause
+    #[arg(long)]
+    pub no_heal: bool,
 
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Form::Text)]
@@ -38,48 +61,75 @@ pub enum Form {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // `_out` keeps the tensors until the element has been looked up.
-    let (result, collected, _out) = match &args.from {
-        Some(dir) => {
-            let (result, collected) =
-                saved::open(dir).map_err(|error| RunError::Usage(error.to_string()))?;
-            if result.isolate.is_some() {
-                let dir = dir.display();
-                let what = format!(
-                    "failed to search {dir}: its stages were isolated, so none comes after another; expected a run without --isolate"
-                );
-                return Err(RunError::Usage(what).into());
-            }
-            (result, collected, None)
-        }
-        None => {
-            let outcome = pipeline::execute(&args.common.request(0)?)?;
-            (outcome.result, outcome.collected, Some(outcome.out))
-        }
-    };
-    let (text, code) = report(&result, &collected, args.format)?;
-    print(&text)?;
-    run::require_a_reference(&result)?;
-    Ok(ExitCode::from(code))
+    match &args.from {
+        Some(dir) => from_saved(args, dir),
+        None => live(args),
+    }
 }
 
-/// What is printed, and the exit code.
-fn report(result: &RunResult, collected: &Collected, form: Form) -> anyhow::Result<(String, u8)> {
-    let found = search::search(result);
-    let code = match &found {
-        search::Found::Cause(_) => 1,
-        search::Found::Between(..) => 4,
-        search::Found::Nothing { .. }
-            if result.subject().is_some_and(|s| s.status != Status::Ok) =>
-        {
-            5
+fn live(args: &Args) -> anyhow::Result<ExitCode> {
+    let request = args.common.request(0)?;
+    // Its folder keeps the tensors until they have been looked at.
+    let outcome = pipeline::execute(&request)?;
+    let (result, collected) = (&outcome.result, &outcome.collected);
+    if collected.truth.oracle.is_none() {
+        run::require_a_reference(result)?;
+    }
+    let contact = request.subject.contact(&request.provision).ok();
+    let surgery = match &contact {
+        Some(Contact::Adapter(command)) if !args.no_heal => Some(Surgery {
+            command,
+            limits: request.limits.clone(),
+            dtype: request.dtype,
+            threads: request.threads,
+        }),
+        _ => None,
+    };
+    finish(args, result, collected, surgery.as_ref())
+}
+
+fn from_saved(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
+    let (mut result, mut collected) =
+        saved::open(dir).map_err(|error| RunError::Usage(error.to_string()))?;
+    if result.isolate.is_some() {
+        let what = format!(
+            "failed to search {}: its stages were isolated, so none comes after another; expected a run without \
+             --isolate",
+            dir.display()
+        );
+        return Err(RunError::Usage(what).into());
+    }
+    let filter =
+        Filter::new(&args.common.checkpoint, &args.common.layer).map_err(RunError::from)?;
+    let asked = filter.points(&collected.plan.dims).map_err(RunError::from)?;
+    collected.plan.points.retain(|point| asked.contains(point));
+    if collected.plan.points.is_empty() {
+        let what = format!("failed to search {}: none of these points was saved", dir.display());
+        return Err(RunError::Usage(what).into());
+    }
+    // What the saved result says of its rows is not believed.
+    let verdicts = pipeline::collected_verdicts(&collected, &JudgeOptions::default());
+    for implementation in &mut result.implementations {
+        if let Some((status, reason)) = verdicts.statuses.get(&implementation.name) {
+            (implementation.status, implementation.reason) = (*status, reason.clone());
         }
-        search::Found::Nothing { unchecked } if !unchecked.is_empty() => 4,
-        search::Found::Nothing { .. } => 0,
+    }
+    (result.rows, result.odd) = (verdicts.rows, verdicts.odd);
+    result.unchecked = [verdicts.unchecked, collected.unchecked.clone()].concat();
+    finish(args, &result, &collected, None)
+}
+
+fn finish(
+    args: &Args,
+    result: &RunResult,
+    collected: &Collected,
+    surgery: Option<&Surgery<'_>>,
+) -> anyhow::Result<ExitCode> {
+    let answer = Answer::of(result, collected, surgery);
+    let text = match args.format {
+        Form::Text => tell::text(&answer),
+        Form::Json => serde_json::to_string_pretty(&json::json(&answer))?,
     };
-    let text = match form {
-        Form::Text => tell::text(result, collected, &found),
-        Form::Json => serde_json::to_string_pretty(&tell::json(result, collected, &found))?,
-    };
-    Ok((text, code))
+    print(&text)?;
+    Ok(ExitCode::from(answer.exit_code()))
 }

@@ -1,135 +1,317 @@
-//! What was found, in words and as `llorch.bisect/1`.
+//! The answer in words: where first, in one line; then why that is so.
 
-use llorch_trace::Point;
-use serde_json::{Value, json};
+use llorch_trace::{CHECKPOINTS, Class, Point};
 
-use super::element::{Element, locate};
-use super::search::Found;
+use super::answer::Answer;
+use super::causes::Cause;
+use super::pairs;
+use super::reproduce::reproduce;
 use crate::report;
-use crate::result::{Row, RowKind, RunResult, Status, Verdict};
-use crate::saved::Collected;
-use crate::suite::AD_HOC_NEW_TOKENS;
-use crate::text::{listed, shell_word};
+use crate::result::{Local, Row, RowKind, UncheckedKind, Verdict};
+use crate::text::listed;
 
-pub const SCHEMA: &str = "llorch.bisect/1";
-
-pub fn text(result: &RunResult, collected: &Collected, found: &Found<'_>) -> String {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+pub fn text(answer: &Answer<'_>) -> String {
     let mut lines = Vec::new();
-    match found {
-        Found::Cause(row) => {
-            lines.push(format!("FIRST CAUSE {}", heading(row, locate(row, collected).as_ref())));
-            lines.extend(evidence(result, collected, row));
+    match (&answer.differs, answer.causes.split_first()) {
+        (Some(differs), _) => {
+            lines.push(format!("FIRST CAUSE {}", differing(answer, &differs.row)));
+            lines.extend(row_evidence(&differs.row));
+            lines.push(
+                "the oracle doesn't know this model: differences are all there is to go by".into(),
+            );
         }
-        Found::Between(after, row) => {
-            let after = after.map_or("the input".to_string(), |point| point.to_string());
-            lines.push(format!(
-                "FIRST CAUSE between {after} and {}: nobody checked the points between",
-                heading(row, locate(row, collected).as_ref())
-            ));
-            lines.extend(evidence(result, collected, row));
+        (None, Some((first, others))) => {
+            lines.push(format!("FIRST CAUSE {}", heading(answer, first)));
+            lines.extend(evidence(answer, first));
+            for other in others {
+                lines.push(format!("NEXT CAUSE {}", heading(answer, other)));
+                lines.extend(outcome(other));
+            }
         }
-        Found::Nothing { unchecked } => lines.extend(nothing_found(result, subject, unchecked)),
+        (None, None) => lines.extend(nothing(answer)),
     }
-    if let Found::Cause(row) | Found::Between(_, row) = found {
-        lines.push(format!("reproduce with: {}", reproduce(result, row)));
+    if answer.first_row().is_some()
+        && let Some(failure) = &answer.failure
+    {
+        lines.push(format!("{} failed beside: {failure}", answer.name));
     }
+    lines.extend(answer.notes.iter().cloned());
+    lines.extend(unchecked(answer));
+    lines.extend(
+        answer.first_row().map(|row| format!("reproduce with: {}", reproduce(answer.result, row))),
+    );
     lines.join("\n")
 }
 
-fn heading(row: &Row, element: Option<&Element>) -> String {
-    let mut parts = vec![row.point.to_string()];
-    parts.extend(row.layer.map(|layer| format!("layer {layer}")));
-    parts.push(format!("step {}", row.step));
-    parts.extend(element.and_then(Element::head).map(|n| format!("head {n}")));
-    parts.extend(element.and_then(Element::token).map(|n| format!("token {n}")));
-    parts.extend(element.and_then(Element::element).map(|n| format!("element {n}")));
+/// `h.3.attn.out · layer 3 · step 0 · local 41× the references · above the rounding bound · head 7 ·
+/// token 1 · matches after transpose`.
+fn heading(answer: &Answer<'_>, cause: &Cause) -> String {
+    let first = cause.first();
+    let mut parts = Vec::new();
+    if let Some((after, point)) = super::intervals::between(first) {
+        let after = after.map_or("the input".to_string(), |p| p.to_string());
+        parts.push(format!("between {after} and {}", stage_of(cause, point, answer)));
+    } else {
+        parts.push(stage_of(cause, first.point, answer));
+    }
+    if let ([layer], Some(_)) = (&cause.layers[..], first.point.layer) {
+        parts.push(format!("layer {layer}"));
+    }
+    parts.push(format!("step {}", first.step));
+    if let Some(local) = &first.row.local {
+        parts.extend(sizes(local));
+    }
+    if let Some(zoom) = &cause.zoom {
+        parts.extend(zoom.head().map(|n| format!("head {n}")));
+        parts.extend(zoom.token().map(|n| format!("token {n}")));
+    }
+    parts.extend(cause.explanation.as_ref().map(|e| format!("matches {}", e.text)));
     parts.join(" · ")
 }
 
-fn evidence(result: &RunResult, collected: &Collected, row: &Row) -> Vec<String> {
-    let checkpoint = &llorch_trace::points::CHECKPOINTS[row.checkpoint as usize];
+/// `h.3.attn.out`, or `h.*.attn.out, 4 of 4 layers`.
+fn stage_of(cause: &Cause, point: Point, answer: &Answer<'_>) -> String {
+    match (point.layer, cause.layers.len()) {
+        (Some(layer), n) if n > 1 => {
+            let name = point.to_string().replacen(&format!("h.{layer}"), "h.*", 1);
+            format!("{name}, {n} of {} layers", answer.collected.plan.dims.n_layer)
+        }
+        _ => point.to_string(),
+    }
+}
+
+fn sizes(local: &Local) -> Vec<String> {
+    let times = |x: f64| {
+        if x < 10.0 {
+            format!("{x:.1}")
+        } else if x < 1e4 {
+            format!("{x:.0}")
+        } else {
+            format!("{x:.0e}")
+        }
+    };
+    let of_bound = local.of_bound.filter(|_| local.bound.is_some_and(|b| b > 0.0));
+    let size = match (local.max_abs, local.ratio, of_bound) {
+        (None, _, _) => "local not finite".to_string(),
+        (_, Some(ratio), _) => format!("local {}× the references", times(ratio)),
+        (_, None, Some(of)) => format!("local {}× the bound", times(of)),
+        (Some(size), None, None) => format!("local off by {size:.1e}"),
+    };
+    let above = match local.of_bound {
+        Some(of) if of <= 1.0 => "beyond the class",
+        _ => "above the rounding bound",
+    };
+    vec![size, above.to_string()]
+}
+
+fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
+    let first = cause.first();
+    let row = &first.row;
+    let checkpoint = &CHECKPOINTS[row.checkpoint as usize];
     let mut lines = vec![format!(
-        "checkpoint {} {}, case {}, {} against {}",
+        "checkpoint {} {}, case {}, {} against the float64 oracle{}",
         checkpoint.number,
         checkpoint.name,
         row.case,
         row.a,
-        opponent(row)
+        extent(answer, cause)
     )];
-    if let Some(element) = locate(row, collected) {
-        let [a, b] = element.values;
+    if let Some(local) = &row.local {
+        lines.push(errors(row, local));
         lines.push(format!(
-            "first element that exceeds: {:?}, {a:.9e} against {b:.9e}",
-            element.index
+            "beyond: {}",
+            cause
+                .zoom
+                .as_ref()
+                .map_or_else(|| format!("{} elements", local.exceeding), |z| z.describe())
         ));
+        lines.extend(certificate(local));
     }
+    if !row.reason.is_empty() && row.local.is_none() {
+        lines.push(row.reason.clone());
+    }
+    lines.extend(references(answer, row));
+    match &cause.excerpt {
+        Some(excerpt) => lines.extend(report::values(excerpt, &row.a, "recomputed")),
+        None => lines.extend(row.excerpt.iter().flat_map(|e| report::values(e, &row.a, &row.b))),
+    }
+    if let (Some(_), (explained, tested)) = (&cause.explanation, cause.explained)
+        && explained < tested
+    {
+        lines.push(format!("the signature explains {explained} of {tested} places"));
+    }
+    if cause.explanation.is_none() && cause.explained.1 > 0 {
+        lines.push("no known mistake explains it within rounding".into());
+    }
+    lines.extend(outcome(cause));
+    lines
+}
+
+/// Where else.
+fn extent(answer: &Answer<'_>, cause: &Cause) -> String {
+    let steps: std::collections::BTreeSet<usize> = cause.findings.iter().map(|f| f.step).collect();
+    let cases: std::collections::BTreeSet<usize> = cause.findings.iter().map(|f| f.case).collect();
+    let mut parts = Vec::new();
+    if steps.len() > 1 {
+        parts.push(format!("{} steps", steps.len()));
+    }
+    if cases.len() > 1 {
+        parts.push(format!("{} of {} cases", cases.len(), answer.collected.plan.cases.len()));
+    }
+    let also: Vec<String> = cause.also.iter().map(|s| cause.beside(*s).to_string()).collect();
+    if !also.is_empty() {
+        parts.push(format!("also {}", listed(&also)));
+    }
+    if parts.is_empty() { String::new() } else { format!("; in {}", parts.join(", ")) }
+}
+
+fn errors(row: &Row, local: &Local) -> String {
+    let [given, recomputed] = local.worst_values;
+    let value = |v: Option<f64>| v.map_or("not finite".to_string(), |v| format!("{v:.9e}"));
+    let inherited = row.inherited.map_or(String::new(), |v| format!(", inherited {v:.1e}"));
+    let class = match row.point.checkpoint().class {
+        Class::Exact => "exact".to_string(),
+        Class::Mixed(t) => format!("{t:.0e}"),
+    };
+    format!(
+        "local {}{inherited}, class {class}; worst at {:?}: {} where {} is right, rounding bound {}",
+        report::error(local.max_abs),
+        local.worst,
+        value(given),
+        value(recomputed),
+        local.bound.map_or("none".to_string(), |b| format!("{b:.1e}")),
+    )
+}
+
+/// The figures that prove it.
+fn certificate(local: &Local) -> Option<String> {
+    let c = local.certificate.as_ref()?;
+    let error = c.error.map_or("not finite".to_string(), |e| format!("{e:.3e}"));
+    Some(format!(
+        "certificate: at {:?} the error is {error} and the bound {:.3e}; no order of summation gives this value",
+        c.element, c.bound
+    ))
+}
+
+/// What the references have there.
+fn references(answer: &Answer<'_>, row: &Row) -> Option<String> {
+    let here = |r: &&Row| {
+        r.kind == RowKind::Oracle
+            && r.a != row.a
+            && (&r.case, r.step, r.point) == (&row.case, row.step, row.point)
+    };
+    let told = |r: &Row| match (&r.local, r.verdict) {
+        (Some(local), verdict) => {
+            let wrong = if verdict == Verdict::Fail { ", wrong there too" } else { "" };
+            format!("{} {}{wrong}", r.a, report::error(local.max_abs))
+        }
+        (None, _) => format!("{} is not known", r.a),
+    };
+    let told: Vec<String> = answer.result.rows.iter().filter(here).map(told).collect();
+    (!told.is_empty()).then(|| format!("local there of {}", listed(&told)))
+}
+
+/// What healing or explaining said.
+fn outcome(cause: &Cause) -> Option<String> {
+    Some(match (cause.heals, cause.explains) {
+        (Some(true), _) => "heals: with the oracle's tensors put there, what follows is right up to the next cause",
+        (Some(false), _) => "does not heal: with the oracle's tensors put there, something that follows is still wrong",
+        (None, Some(true)) => "explains everything: from here on the oracle arrives at the subject's logits",
+        (None, Some(false)) => "does not explain everything: from here on the oracle arrives at other logits",
+        (None, None) => return None,
+    }
+    .to_string())
+}
+
+fn nothing(answer: &Answer<'_>) -> Vec<String> {
+    let name = &answer.name;
+    let mut lines = Vec::new();
+    match (&answer.failure, answer.anything_compared()) {
+        (Some(reason), _) => {
+            lines.push(format!("NO VERDICT: {name} failed: {reason}"));
+            if answer.anything_compared() {
+                lines.push("what else it gave is right".into());
+            }
+            return lines;
+        }
+        (None, false) => return vec!["NO VERDICT: nothing was compared".into()],
+        (None, true) => lines.push("NO DIVERGENCE".into()),
+    }
+    lines.push(agreement(answer));
+    if !answer.unchecked.is_empty() {
+        lines.push(format!("checked by nobody: {}", folded(&answer.unchecked)));
+    }
+    let all = llorch_trace::all_points(answer.collected.plan.dims.n_layer).len() + 1;
+    let points = answer.collected.plan.points.len();
+    if points < all {
+        lines.push(format!("only {points} of {all} points were looked at"));
+    }
+    lines
+}
+
+fn agreement(answer: &Answer<'_>) -> String {
+    let (result, subject) = (answer.result, &answer.name);
+    let compared = |r: &&Row| !matches!(r.verdict, Verdict::Unchecked | Verdict::Error);
+    let mut heard: Vec<String> = result
+        .references()
+        .filter(|r| {
+            result.rows.iter().filter(compared).any(|row| row.a == *subject && row.b == r.name)
+        })
+        .map(|r| r.name.clone())
+        .collect();
+    if answer.collected.truth.oracle.is_some() {
+        heard.push("the float64 oracle".into());
+    }
+    let cases = result.cases.len();
+    format!("{subject} agrees with {} in {cases} cases", listed(&heard))
+}
+
+/// The heading of a difference that no oracle explains.
+fn differing(answer: &Answer<'_>, row: &Row) -> String {
+    let between = answer.between().map(|(after, _)| {
+        let after = after.map_or("the input".to_string(), |p| p.to_string());
+        format!("between {after} and ")
+    });
+    let mut parts = vec![format!("{}{}", between.unwrap_or_default(), row.point)];
+    parts.extend(row.layer.map(|layer| format!("layer {layer}")));
+    parts.push(format!("step {}", row.step));
+    let worst = row.metrics.as_ref().map_or(&[][..], |m| &m.worst);
+    let (head, token, element) = pairs::axes(worst);
+    parts.extend(head.map(|n| format!("head {n}")));
+    parts.extend(token.map(|n| format!("token {n}")));
+    parts.extend(element.map(|n| format!("element {n}")));
+    parts.push(format!("unlike {}", if row.a == row.b { "itself" } else { &row.b }));
+    parts.join(" · ")
+}
+
+fn row_evidence(row: &Row) -> Vec<String> {
+    let mut lines = vec![format!("case {}", row.case)];
     if let Some(m) = &row.metrics {
-        let largest = m.max_abs.map_or("not finite".to_string(), |x| format!("{x:.2e}"));
         lines.push(format!(
-            "largest difference {largest} at {:?}; {} of {} elements exceed {:.0e}",
-            m.worst, m.exceeding, m.total, row.tolerance
+            "largest difference {} at {:?}; {} of {} elements exceed {:.0e}",
+            report::error(m.max_abs),
+            m.worst,
+            m.exceeding,
+            m.total,
+            row.tolerance
         ));
     }
     if !row.reason.is_empty() {
         lines.push(row.reason.clone());
     }
-    if let Some(excerpt) = &row.excerpt {
-        lines.extend(report::values(excerpt, &row.a, &row.b));
-    }
-    lines.extend(others(result, row));
+    lines.extend(row.excerpt.iter().flat_map(|e| report::values(e, &row.a, &row.b)));
     lines
 }
 
-/// What the other references say at the same place.
-fn others(result: &RunResult, row: &Row) -> Option<String> {
-    let here = |r: &&Row| {
-        r.kind == RowKind::Pair
-            && r.a == row.a
-            && r.b != row.b
-            && (&r.case, r.step, r.point) == (&row.case, row.step, row.point)
+/// Lines about what nobody looked at: real weights, references that are not there.
+fn unchecked(answer: &Answer<'_>) -> Vec<String> {
+    let tell = |u: &&crate::result::Unchecked| {
+        u.kind == UncheckedKind::Missing || u.what == "real GPT-2 weights"
     };
-    let told: Vec<String> = result
-        .rows
-        .iter()
-        .filter(here)
-        .map(|r| match r.verdict {
-            Verdict::Fail => format!("{} disagrees too", r.b),
-            Verdict::Unchecked => format!("{} can't tell", r.b),
-            Verdict::Error => format!("{} failed", r.b),
-            Verdict::Pass | Verdict::Warn => format!("{} agrees with {}", r.b, r.a),
-        })
-        .collect();
-    (!told.is_empty()).then(|| listed(&told))
-}
-
-fn opponent(row: &Row) -> &str {
-    match row.kind {
-        RowKind::Own => "itself",
-        RowKind::Oracle => "the float64 oracle",
-        RowKind::Pair => &row.b,
-    }
-}
-
-fn nothing_found(result: &RunResult, subject: &str, unchecked: &[Point]) -> Vec<String> {
-    let compared = result
-        .rows
-        .iter()
-        .any(|r| r.a == subject && matches!(r.verdict, Verdict::Pass | Verdict::Warn));
-    let failure = result.subject().filter(|s| s.status != Status::Ok).map(|s| s.reason.clone());
-    let mut lines = Vec::new();
-    match (&failure, compared) {
-        (Some(reason), _) => lines.push(format!("NO VERDICT: {subject} failed: {reason}")),
-        (None, false) => lines.push("NO VERDICT: nothing was compared".into()),
-        (None, true) => lines.push("NO DIVERGENCE".into()),
-    }
-    if compared {
-        lines.push(agreement(result, subject));
-    }
-    if !unchecked.is_empty() && compared {
-        lines.push(format!("checked by nobody: {}", folded(unchecked)));
-    }
-    lines
+    // Points that no reference checked are the oracle's to check.
+    let of_references = |u: &&crate::result::Unchecked| u.reason != "no reference checked it";
+    let lines = answer.result.unchecked.iter().filter(tell).filter(of_references);
+    lines.map(|u| format!("UNCHECKED {}: {}", u.what, u.reason)).collect()
 }
 
 /// Point names, a stage of several layers as one `h.*`.
@@ -148,131 +330,4 @@ fn folded(points: &[Point]) -> String {
         }
     }
     names.join(", ")
-}
-
-fn agreement(result: &RunResult, subject: &str) -> String {
-    let compared = |r: &Row| !matches!(r.verdict, Verdict::Unchecked | Verdict::Error);
-    let heard: Vec<String> = result
-        .references()
-        .filter(|r| {
-            result.rows.iter().any(|row| row.a == subject && row.b == r.name && compared(row))
-        })
-        .map(|r| r.name.clone())
-        .collect();
-    let cases = result.cases.len();
-    format!("{subject} agrees with {} in {cases} cases", listed(&heard))
-}
-
-/// The command that makes just this comparison again.
-fn reproduce(result: &RunResult, row: &Row) -> String {
-    let mut words = vec!["llorch-diff run".to_string()];
-    let checkpoint = &llorch_trace::points::CHECKPOINTS[row.checkpoint as usize];
-    words.push(format!("--checkpoint {}", checkpoint.slug));
-    words.extend(row.layer.map(|layer| format!("--layer {layer}")));
-    let case = result.cases.iter().find(|c| c.name == row.case);
-    // `--prompt` runs ten greedy tokens: the same case only where that is what was run up to here.
-    let prompt = case.filter(|c| c.sampling.temperature == 0.0 && row.step < AD_HOC_NEW_TOKENS);
-    let same_generation =
-        |max: usize| row.point.stage != llorch_trace::Stage::Generated || max <= AD_HOC_NEW_TOKENS;
-    let prompt =
-        prompt.filter(|c| same_generation(c.max_new_tokens)).and_then(|c| c.prompt.as_ref());
-    words.extend(prompt.map(|text| format!("--prompt {}", shell_word(text))));
-    if result.model.name != "nano" {
-        words.push(format!("--model {}", shell_word(&result.model.name)));
-    }
-    let passed_on = ["--subject", "--ref", "--suite", "--dtype", "--threads"];
-    words.extend(options(&result.command, &passed_on).into_iter().filter_map(|(name, value)| {
-        let replaced = name == "--suite" && prompt.is_some();
-        (!replaced).then(|| format!("{name} {}", shell_word(&value)))
-    }));
-    words.join(" ")
-}
-
-/// `--name value` and `--name=value` of a command line.
-fn options(command: &[String], names: &[&'static str]) -> Vec<(&'static str, String)> {
-    let mut found = Vec::new();
-    let mut words = command.iter();
-    while let Some(word) = words.next() {
-        for name in names {
-            if word == name {
-                found.extend(words.next().map(|value| (*name, value.clone())));
-                break;
-            }
-            if let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
-                found.push((*name, value.to_string()));
-                break;
-            }
-        }
-    }
-    found
-}
-
-pub fn json(result: &RunResult, collected: &Collected, found: &Found<'_>) -> Value {
-    let row = match found {
-        Found::Cause(row) | Found::Between(_, row) => Some(*row),
-        Found::Nothing { .. } => None,
-    };
-    let causes: Vec<Value> = row.iter().map(|row| cause(row, collected)).collect();
-    let between = match found {
-        Found::Between(after, row) => json!([after.map(|p| p.to_string()), row.point.to_string()]),
-        _ => Value::Null,
-    };
-    let unchecked = match found {
-        Found::Nothing { unchecked } => unchecked.iter().map(Point::to_string).collect(),
-        _ => Vec::new(),
-    };
-    json!({
-        "schema": SCHEMA,
-        "subject": result.subject().map(|s| s.name.clone()),
-        "model": result.model.name,
-        "references": result.references().map(|r| r.name.clone()).collect::<Vec<_>>(),
-        "causes": causes,
-        "between": between,
-        "unchecked": unchecked,
-        "reproduce": row.map(|row| reproduce(result, row)),
-    })
-}
-
-fn cause(row: &Row, collected: &Collected) -> Value {
-    let element = locate(row, collected);
-    json!({
-        "point": row.point,
-        "layers": row.layer.into_iter().collect::<Vec<_>>(),
-        "checkpoint": row.checkpoint,
-        "step": row.step,
-        "case": row.case,
-        "against": row.b,
-        "local": null,
-        "bound": null,
-        "ratio": null,
-        "certificate": null,
-        "head": element.as_ref().and_then(Element::head),
-        "token": element.as_ref().and_then(Element::token),
-        "element": element.as_ref().and_then(Element::element),
-        "worst": row.metrics.as_ref().map(|m| m.worst.clone()).unwrap_or_default(),
-        "max_abs": row.metrics.as_ref().and_then(|m| m.max_abs),
-        "tolerance": row.tolerance,
-        "reason": row.reason,
-        "signature": null,
-        "heals": null,
-        "explains": null,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_taken_from_the_command_line_in_both_forms() {
-        let command: Vec<String> =
-            ["llorch-diff", "run", "--ref", "hf", "--ref=a=b c", "--subject", "x y"]
-                .map(String::from)
-                .to_vec();
-        let found = options(&command, &["--subject", "--ref"]);
-        assert_eq!(
-            found,
-            [("--ref", "hf".into()), ("--ref", "a=b c".into()), ("--subject", "x y".into())]
-        );
-    }
 }

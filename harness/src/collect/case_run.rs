@@ -104,7 +104,8 @@ impl Collection<'_> {
         let points = self.wanted.iter().filter(|p| !drop_sampling || *p != "next.probs");
         let points: Vec<String> = points.cloned().collect();
         let id = format!("{}-captured", case.name);
-        match self.captured_run(case, Asked { id, points, inject: Vec::new() })? {
+        let inject = self.settings.inject.get(&case.name).cloned().unwrap_or_default();
+        match self.captured_run(case, Asked { id, points, inject })? {
             Ok(()) => {}
             Err(failure) => self.fault(Some(case), &failure),
         }

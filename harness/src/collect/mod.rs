@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use llorch_trace::bundle::{CaseRecord, Manifest};
+use llorch_trace::protocol::Inject;
 use llorch_trace::{BundleWriter, Dtype, Stage};
 
 use crate::evidence::{Case, Evidence, Fault, FaultKind, Plan};
@@ -40,6 +41,8 @@ pub struct Settings<'a> {
     pub taken: Vec<String>,
     /// Where stages are isolated: what is put in front of which.
     pub isolation: Option<&'a Isolation>,
+    /// By case: what is put in the place of its tensors.
+    pub inject: BTreeMap<String, Vec<Inject>>,
 }
 
 /// A failure of ours, not of the implementation: a full disk, for instance.

@@ -175,6 +175,7 @@ impl Run<'_> {
             }),
             taken,
             isolation: self.isolation.as_ref(),
+            inject: BTreeMap::new(),
         };
         let say = |line: &str| self.progress.say(line);
         let first = match subject {

@@ -1,4 +1,5 @@
-//! The first place at which the subject is wrong, as far as rows tell. Pure.
+//! The first place at which the subject differs, where there is no oracle to say by how much it is wrong
+//! by itself. Pure.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +9,38 @@ use crate::result::{Row, RowKind, RunResult, Verdict};
 
 /// What the rows say.
 #[derive(Debug, PartialEq)]
-pub enum Found<'a> {
-    /// The first FAIL; everything before it, at the same step of the same case, was checked.
-    Cause(&'a Row),
-    /// The first FAIL, and the last point before it that was checked and passed, if any was: the
-    /// cause may lie at any point after that.
-    Between(Option<Point>, &'a Row),
+pub enum Found {
+    Differs(Box<Differs>),
     /// No FAIL, and the points that the subject showed and nobody checked.
-    Nothing { unchecked: Vec<Point> },
+    Nothing {
+        unchecked: Vec<Point>,
+    },
+}
+
+/// The first FAIL in data-flow order.
+#[derive(Debug, PartialEq)]
+pub struct Differs {
+    pub row: Row,
+    /// Points before it, at the same step of the same case, that nobody checked: the cause may lie at
+    /// any of them. With the last one that was checked and passed, if any was.
+    after: Option<Option<Point>>,
+}
+
+impl Differs {
+    pub fn is_interval(&self) -> bool {
+        self.after.is_some()
+    }
+
+    pub fn between(&self) -> Option<(Option<Point>, Point)> {
+        self.after.map(|after| (after, self.row.point))
+    }
+}
+
+/// Head, token and element of an index: [H, T, ·] tensors have all three, [T, ·] no head.
+pub fn axes(index: &[usize]) -> (Option<usize>, Option<usize>, Option<usize>) {
+    let head = (index.len() == 3).then(|| index[0]);
+    let token = index.len().checked_sub(2).map(|axis| index[axis]);
+    (head, token, index.last().copied())
 }
 
 /// A place: step, point, and the case as the place in the run's list. Ordered as data flows; of cases
@@ -31,7 +56,7 @@ struct Known<'a> {
     fail: Option<&'a Row>,
 }
 
-pub fn search(result: &RunResult) -> Found<'_> {
+pub fn search(result: &RunResult) -> Found {
     let places = places(result);
     let first = places.iter().find_map(|(place, known)| Some((*place, known.fail?)));
     let Some((place, row)) = first else {
@@ -50,9 +75,9 @@ pub fn search(result: &RunResult) -> Found<'_> {
         Some((_, false)) => {
             let last_passed =
                 before.iter().rev().find(|(_, passed)| *passed).map(|(point, _)| *point);
-            Found::Between(last_passed, row)
+            Found::Differs(Box::new(Differs { row: row.clone(), after: Some(last_passed) }))
         }
-        _ => Found::Cause(row),
+        _ => Found::Differs(Box::new(Differs { row: row.clone(), after: None })),
     }
 }
 
@@ -158,6 +183,13 @@ mod tests {
     use Verdict::{Fail, Pass, Unchecked};
 
     #[test]
+    fn axes_are_named_by_rank() {
+        assert_eq!(axes(&[7, 1, 12]), (Some(7), Some(1), Some(12)));
+        assert_eq!(axes(&[1, 12]), (None, Some(1), Some(12)));
+        assert_eq!((axes(&[5]), axes(&[])), ((None, None, Some(5)), (None, None, None)));
+    }
+
+    #[test]
     fn the_first_in_data_flow_is_found_whatever_the_order_of_rows() {
         let r = result(vec![
             row("s", "x", "logits", 0, Fail),
@@ -165,7 +197,8 @@ mod tests {
             row("s", "x", "h.1.ln_1", 0, Fail),
             row("s", "x", "h.0", 0, Pass),
         ]);
-        let Found::Cause(row) = search(&r) else { panic!() };
+        let Found::Differs(found) = search(&r) else { panic!() };
+        let Differs { row, after: None } = *found else { panic!() };
         assert_eq!((row.point.to_string().as_str(), row.step), ("h.1.ln_1", 0));
     }
 
@@ -176,7 +209,8 @@ mod tests {
             row("s", "x", "h.0.attn.scores", 0, Unchecked),
             row("s", "x", "h.0.attn.context", 0, Fail),
         ]);
-        let Found::Between(Some(after), row) = search(&r) else { panic!() };
+        let Found::Differs(found) = search(&r) else { panic!() };
+        let Differs { row, after: Some(Some(after)) } = *found else { panic!() };
         assert_eq!(
             (after.to_string(), row.point.to_string()),
             ("h.0.attn.v".into(), "h.0.attn.context".into())
