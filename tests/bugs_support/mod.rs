@@ -60,6 +60,8 @@ pub struct Outcome {
 
 pub struct Bench {
     dir: tempfile::TempDir,
+    /// Suites so far, which gives each its name.
+    written: AtomicUsize,
     adapter: String,
     cases: BTreeMap<String, toml::Table>,
 }
@@ -73,32 +75,46 @@ impl Bench {
             (case["name"].as_str().unwrap().to_string(), case)
         });
         let cases = cases.collect();
-        let bench = Bench { dir: tempfile::tempdir().unwrap(), adapter: bug_adapter(), cases };
+        let bench = Bench {
+            dir: tempfile::tempdir().unwrap(),
+            written: AtomicUsize::new(0),
+            adapter: bug_adapter(),
+            cases,
+        };
         bench.write_ties();
         bench
     }
 
     /// Bisects every bug. Below the limit, nothing has to be found.
     pub fn try_all(&self, bugs: Vec<Bug>) -> Vec<Outcome> {
-        let next = AtomicUsize::new(0);
-        let done = Mutex::new(BTreeMap::new());
-        std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(bug) = bugs.get(at) else { break };
-                        let outcome = self.bisect(bug, at);
-                        done.lock().unwrap_or_else(PoisonError::into_inner).insert(at, outcome);
-                    }
-                });
-            }
-        });
-        done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+        side_by_side(&bugs, |bug| self.bisect(bug))
     }
 
-    fn bisect(&self, bug: &Bug, number: usize) -> Outcome {
-        let suite = self.suite(&bug.case, number);
+    /// For each point the largest n for which a factor of 1 + 2⁻ⁿ is still found; None where not even 2 is.
+    pub fn limits(&self, points: &[&str]) -> Vec<(String, Option<u32>)> {
+        let found = |point: &str, power: u32| {
+            let value = 1.0 + 2f64.powi(-(power as i32));
+            let bug: Bug = toml::from_str(&format!(
+                "inject = [\"scaled:point={point}:step=0:value={value}\"]\npoint = {point:?}\n"
+            ))
+            .unwrap();
+            let outcome = self.bisect(&bug);
+            outcome.found.starts_with(&format!("{point} step 0"))
+        };
+        let limit = |point: &str| {
+            // The effect grows with the factor: half of what is left is ruled out each time.
+            let (mut seen, mut unseen) = (found(point, 0).then_some(0)?, 24);
+            while unseen - seen > 1 {
+                let middle = (seen + unseen) / 2;
+                if found(point, middle) { seen = middle } else { unseen = middle }
+            }
+            Some(seen)
+        };
+        side_by_side(points, |point| (point.to_string(), limit(point)))
+    }
+
+    fn bisect(&self, bug: &Bug) -> Outcome {
+        let suite = self.suite(&bug.case);
         let bugs: Vec<String> = bug.inject.iter().map(|b| format!("--bug {b}")).collect();
         let subject = format!("{} {}", self.adapter, bugs.join(" "));
         let model = match bug.model.as_str() {
@@ -123,12 +139,13 @@ impl Bench {
     }
 
     /// A suite of one case.
-    fn suite(&self, case: &str, number: usize) -> PathBuf {
+    fn suite(&self, case: &str) -> PathBuf {
         let case = self.cases.get(case).unwrap_or_else(|| panic!("no case {case}"));
         let mut suite = toml::Table::new();
         suite.insert("schema".into(), "llorch.suite/1".into());
         suite.insert("case".into(), vec![toml::Value::Table(case.clone())].into());
-        let path = self.dir.path().join(format!("{number}.toml"));
+        let path =
+            self.dir.path().join(format!("{}.toml", self.written.fetch_add(1, Ordering::Relaxed)));
         std::fs::write(&path, suite.to_string()).unwrap();
         path
     }
@@ -155,6 +172,25 @@ impl Bench {
         bytes.copy_within(at(best)..at(best) + row, at(TWIN));
         std::fs::write(self.ties().join("model.safetensors"), bytes).unwrap();
     }
+}
+
+/// Does a piece of work for each item, [`AT_ONCE`] at a time; results in the order of the items.
+fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(at) else { break };
+                    let result = work(item);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(at, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }
 
 /// What an answer names, and what is wrong with it.
@@ -229,7 +265,7 @@ fn tell(cause: &Value) -> String {
     text
 }
 
-/// The table of a run: one line a bug, and how many of each checkpoint were found.
+/// The table of a run: one line a bug, and how many of each file were found.
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::from("| checkpoint | bug | found | |\n|---|---|---|---|\n");
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -254,6 +290,17 @@ pub fn table(outcomes: &[Outcome]) -> String {
     }
     writeln!(text, "\n{} of {} seeded bugs above the detection limit are found", sum.0, sum.1)
         .unwrap();
+    text
+}
+
+/// By stage, how far off a whole tensor has to be.
+pub fn limits_table(limits: &[(String, Option<u32>)]) -> String {
+    let mut text = String::from("| point | found from a factor of |\n|---|---|\n");
+    for (point, power) in limits {
+        let factor = power
+            .map_or("never".into(), |n| format!("1 + 2^-{n} = 1 + {:.1e}", 2f64.powi(-(n as i32))));
+        writeln!(text, "| `{point}` | {factor} |").unwrap();
+    }
     text
 }
 
