@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
-use crate::{adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, points_cmd, run};
+use crate::{adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, limits, points_cmd, run};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -41,6 +41,8 @@ pub enum Command {
     Invariants(invariants::Args),
     /// Judge a saved run again
     Judge(judge_cmd::Args),
+    /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
+    Limits(limits::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
     Points(points_cmd::Args),
     Compare(dumps::compare::Args),
@@ -57,6 +59,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Golden(args) => golden::run(args).map(ExitCode::from),
         Command::Invariants(args) => invariants::run(args),
         Command::Judge(args) => judge_cmd::run(args),
+        Command::Limits(args) => limits::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),
         Command::Export(args) => dumps::export::run(args).map(ExitCode::from),

@@ -33,6 +33,7 @@ pub mod invariants;
 pub mod isolate;
 pub mod judge;
 pub mod judge_cmd;
+pub mod limits;
 pub mod lineup;
 pub mod live;
 pub mod oracle;
