@@ -237,3 +237,25 @@ fn without_its_inputs_a_stage_has_no_local_error() {
     assert_eq!((row.verdict, &row.local), (Verdict::Pass, &None));
     assert!(find(&verdicts, "ours", "h.0.ln_1", 0).local.is_some());
 }
+
+#[test]
+fn what_limits_says_is_just_seen_is_seen_and_much_less_is_not() {
+    let bench = Bench::new();
+    let evidence = bench.evidence("ours", Role::Subject, &honest);
+    let oracle = bench.truth.oracle.as_ref().unwrap();
+    let limits = crate::limits::measure(&bench.plan, &evidence, oracle).unwrap();
+    for name in ["h.1.ln_1", "h.2.attn.q", "h.3.attn.scores", "h.1.mlp.act", "h.2", "logits"] {
+        let point: Point = name.parse().unwrap();
+        let limit = limits.iter().find(|l| l.stage == point.stage).unwrap();
+        let verdict = |by: f64| {
+            let name: &'static str = name;
+            let ours = bench.evidence("ours", Role::Subject, &scaled(name, 1.0 + by));
+            let other = bench.evidence("ref", Role::Reference, &honest);
+            let verdicts = bench.judge(&[ours, other]);
+            find(&verdicts, "ours", name, 0).verdict
+        };
+        // An honest error of the size of one rounding may hide or show as much again.
+        assert_eq!(verdict(2.0 * limit.factor_fail), Verdict::Fail, "{name}: {limit:?}");
+        assert_ne!(verdict(0.1 * limit.best), Verdict::Fail, "{name}: {limit:?}");
+    }
+}
