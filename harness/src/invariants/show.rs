@@ -71,11 +71,14 @@ fn first_line(report: &Report) -> String {
         }
     };
     let total: u64 = report.rows.iter().map(|r| r.comparisons).sum();
+    let cases = match report.cases.len() {
+        1 => "1 case".to_string(),
+        n => format!("{n} cases"),
+    };
     format!(
-        "{} · {what} · {} comparisons in {} case(s), {} · model {}",
+        "{} · {what} · {} comparisons in {cases}, {} · model {}",
         report.verdict.name(),
         grouped(total),
-        report.cases.len(),
         seconds(report.seconds),
         report.model.name
     )
