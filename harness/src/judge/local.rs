@@ -138,10 +138,20 @@ impl Sums {
     }
 }
 
+/// A factor as people read it: 0.31, 1.02, 41, 3.2e4.
+pub fn times(v: f64) -> String {
+    match v {
+        v if v < 0.01 => format!("{v:.0e}"),
+        v if v < 10.0 => format!("{v:.2}"),
+        v if v < 10_000.0 => format!("{v:.0}"),
+        v => format!("{v:.1e}"),
+    }
+}
+
 /// What a local error that is more than rounding is, in words.
 pub fn describe(local: &Local) -> String {
     let size = local.max_abs.map_or("not finite".to_string(), |v| format!("{v:.1e}"));
-    let times = |of: Option<f64>| of.map_or("infinitely".to_string(), |v| format!("{v:.3}×"));
+    let times = |of: Option<f64>| of.map_or("infinitely".to_string(), |v| format!("{}×", times(v)));
     match (local.verdict, local.kind) {
         (Verdict::Fail, BoundKind::Exact) => {
             format!("this stage alone is off by {size}, where numbers are only moved")

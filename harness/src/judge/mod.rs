@@ -37,7 +37,7 @@ use crate::evidence::{Case, Evidence, FaultKind, Plan};
 use crate::oracle::{Continuation, Truth};
 use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
-pub use local::{Captured, describe, measure};
+pub use local::{Captured, describe, measure, times};
 pub use tolerance::{Override, Overrides, point_tolerance};
 
 #[derive(Debug, Clone)]

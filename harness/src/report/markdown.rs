@@ -54,6 +54,7 @@ fn implementations(out: &mut String, result: &RunResult) {
 fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     let _ = writeln!(out);
     head(out, &["#", "checkpoint", "verdict", "semantics", "kernels", "largest error", "at"]);
+    let subject = result.subject().map_or("", |s| s.name.as_str());
     let (with_ours, _) = pairs(result);
     for view in views {
         let largest = widest(&view.lines, &with_ours);
@@ -67,7 +68,12 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
                 view.semantics.to_string(),
                 view.kernels.to_string(),
                 figure.unwrap_or("-".into()),
-                largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into()),
+                match view.is_inherited(subject) {
+                    true => "inherited: each stage here is right by itself".into(),
+                    false => {
+                        largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into())
+                    }
+                },
             ],
         );
     }

@@ -3,6 +3,7 @@
 
 use super::numbers::error;
 use super::view::{CheckpointView, PointLine};
+use crate::judge::times;
 use crate::result::{Row, RowKind, RunResult, Status};
 
 /// One line of the table for each kind of point.
@@ -72,14 +73,4 @@ fn cell(rows: &[&Row], name: &str) -> String {
     let total = largest(&|r| r.metrics.as_ref().map(|m| m.max_abs));
     let local = largest(&|r| r.local.as_ref().map(|l| l.max_abs));
     format!("{} / {}", total.unwrap_or("-".into()), local.unwrap_or("UNCHECKED".into()))
-}
-
-/// Three digits at most: 0.31, 1.0, 41, 3.2e4.
-fn times(v: f64) -> String {
-    match v {
-        v if v < 0.01 => format!("{v:.0e}"),
-        v if v < 10.0 => format!("{v:.2}"),
-        v if v < 10_000.0 => format!("{v:.0}"),
-        v => format!("{v:.1e}"),
-    }
 }

@@ -120,6 +120,9 @@ fn largest_or_first(
     largest: Option<&Row>,
 ) -> String {
     let subject = result.subject().map_or("", |s| s.name.as_str());
+    if view.is_inherited(subject) {
+        return "inherited: each stage here is right by itself".into();
+    }
     match (view.first_failure(subject), largest) {
         (Some(row), _) => format!("first at {}, {}", place(row), parties(row)),
         (None, Some(row)) => format!("{}, {}", row.b, place(row)),

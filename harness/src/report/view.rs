@@ -122,6 +122,17 @@ fn line<'a>(subject: &str, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
 }
 
 impl<'a> CheckpointView<'a> {
+    /// Whether the subject fails here by nothing but what came in: every stage of this checkpoint was
+    /// recomputed from its own inputs and none is wrong by itself.
+    pub fn is_inherited(&self, subject: &str) -> bool {
+        let own = || self.lines.iter().flat_map(|l| &l.rows).filter(|r| r.a == subject);
+        let mut stages = own().filter(|r| r.kind == RowKind::Oracle).peekable();
+        self.verdict == Verdict::Fail
+            && stages.peek().is_some()
+            && stages.all(|r| r.local.as_ref().is_some_and(|l| l.verdict != Verdict::Fail))
+            && own().all(|r| r.kind != RowKind::Own || r.verdict != Verdict::Fail)
+    }
+
     /// The first row that failed, in data-flow order.
     pub fn first_failure(&self, subject: &str) -> Option<&'a Row> {
         let rows = self.lines.iter().flat_map(|l| l.rows.iter().copied());
