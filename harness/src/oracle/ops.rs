@@ -88,16 +88,13 @@ pub fn causal_softmax(scores: ArrayView3<'_, f64>) -> Array3<f64> {
     y
 }
 
-/// probs · v with heads merged, [T, E]; only visible cells count.
+/// probs · v with heads merged, [T, E]. The mask is in the probabilities: beyond it they are 0.
 pub fn context(probs: ArrayView3<'_, f64>, v: ArrayView3<'_, f64>) -> Array2<f64> {
-    let ((heads, t, s), d) = (probs.dim(), v.dim().2);
+    let ((heads, t, _), d) = (probs.dim(), v.dim().2);
     let mut y = Array3::zeros((heads, t, d));
     for h in 0..heads {
-        for row in 0..t {
-            let seen = visible(row, t, s).min(s);
-            let weights = probs.slice(s![h, row, ..seen]);
-            y.slice_mut(s![h, row, ..]).assign(&weights.dot(&v.slice(s![h, ..seen, ..])));
-        }
+        let (probs, v) = (probs.index_axis(Axis(0), h), v.index_axis(Axis(0), h));
+        y.index_axis_mut(Axis(0), h).assign(&probs.dot(&v));
     }
     merge_heads(y.view())
 }

@@ -350,19 +350,30 @@ fn probs(scores: &Array3<f64>, u: f64) -> Replayed {
     Replayed { value, bounds, kind: BoundKind::Derived }
 }
 
-/// probs · v from the captured probabilities.
+/// probs · v from the captured probabilities, whatever the mask was: what an implementation lets through
+/// is the fault of its scores or probabilities, and this stage multiplies with what it gets.
 fn context(job: &Job<'_>, layer: usize) -> Option<Replayed> {
-    let probs = heads(job, Point::of_layer(Stage::Probs, layer))?;
+    let mut probs = heads(job, Point::of_layer(Stage::Probs, layer))?;
     let v = keys(job, Stage::CacheV, layer)?;
     let ((h, t, s), d) = (probs.dim(), v.dim().2);
     if (v.dim().0, v.dim().1) != (h, s) {
         return None;
     }
+    for ((_, row, key), p) in probs.indexed_iter_mut() {
+        // What stands in a masked cell may be anything that nobody reads.
+        if !p.is_finite() && key >= ops::visible(row, t, s) {
+            *p = 0.0;
+        }
+    }
     let value = ops::context(probs.view(), v.view());
     let magnitude = ops::context(probs.mapv(f64::abs).view(), v.mapv(f64::abs).view());
-    let bounds = magnitude
-        .indexed_iter()
-        .map(|((row, _), m)| bounds::sum(ops::visible(row, t, s).min(s), job.u, *m));
+    let terms = |head, row| {
+        let cells = probs.slice(s![head, row, ..]);
+        cells.iter().filter(|p| **p != 0.0).count().max(1)
+    };
+    let terms = Array2::from_shape_fn((h, t), |(head, row)| terms(head, row));
+    let bounds =
+        magnitude.indexed_iter().map(|((row, c), m)| bounds::sum(terms[[c / d, row]], job.u, *m));
     let bounds = bounds.collect();
     debug_assert_eq!(magnitude.ncols(), h * d);
     Some(Replayed { value: Numbers::of_array(value.into_dyn()), bounds, kind: BoundKind::Proof })
