@@ -121,6 +121,17 @@ fn a_bug_in_one_stage_fails_there_and_nowhere_else() {
 }
 
 #[test]
+fn a_stale_cache_fails_in_the_decode_step_and_spoils_nothing_after_it() {
+    let bug = format!("{} --bug stale_cache:layer=1", numpy("adapters/python/bug/adapter.py"));
+    let (result, code, stderr) =
+        isolate(&["--subject", &bug, "--ref", "numpy", "--layer", "1", "--input", "random"]);
+    assert_eq!(code, 1, "{stderr}");
+    let failed = not_passed(&result);
+    assert_eq!(failed.len(), 2, "against numpy and against float64");
+    assert!(failed.iter().all(|r| r["point"] == "h.1.attn.cache.v" && r["step"] == 1));
+}
+
+#[test]
 fn random_inputs_come_from_their_seed() {
     let subject = honest();
     let run = |input: &str| {

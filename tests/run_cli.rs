@@ -41,6 +41,9 @@ fn help_names_the_exit_codes_and_only_what_exists() {
         "--no-provision",
         "--deny-warnings",
         "--timeout",
+        "--isolate",
+        "--point",
+        "--input",
     ] {
         assert!(stdout.contains(option), "{option}\n{stdout}");
     }

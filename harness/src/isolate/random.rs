@@ -77,6 +77,13 @@ mod tests {
     }
 
     #[test]
+    fn the_draws_are_those_of_the_documented_python() {
+        // docs/ISOLATION.md's function, run by Python: draw(7, 1, "h.0.mlp.fc", 3, 2.0).
+        let expected = [-0.3975776390086389, 5.128788318052222, -3.563802565953412];
+        assert_eq!(draw(7, 1, "h.0.mlp.fc".parse().unwrap(), &[3]), expected);
+    }
+
+    #[test]
     fn draws_have_their_scale_and_depend_on_seed_step_and_point() {
         let point: Point = "h.0.mlp.fc".parse().unwrap();
         let x = draw(1, 0, point, &[100, 100]);

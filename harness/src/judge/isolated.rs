@@ -182,7 +182,8 @@ impl<'a> Isolated<'a> {
         let worst = if both[1].of_bound() > both[0].of_bound() { both[1] } else { both[0] };
         let name = place.evidence[who].name.clone();
         let (verdict, reason) = match found.hold() {
-            true => (Verdict::Pass, String::new()),
+            true if found.left_out == 0 => (Verdict::Pass, String::new()),
+            true => (Verdict::Pass, left_out(found.left_out)),
             false => (Verdict::Fail, told(&found.mean, &found.variance)),
         };
         let mut row = place.row(RowKind::Own, who, &name, verdict, reason);
@@ -218,6 +219,10 @@ fn told(mean: &Moment, variance: &Moment) -> String {
         parts.push(one("variance", variance));
     }
     format!("before gain and bias: {}", parts.join("; "))
+}
+
+fn left_out(channels: usize) -> String {
+    format!("before gain and bias: {channels} channels have a gain too small to be undone")
 }
 
 /// The class of a stage, in every layer; 0 where equality is asked for.
