@@ -206,7 +206,9 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
             ),
         });
     }
-    let own = view.lines.iter().flat_map(|l| l.rows.iter()).filter(|r| r.kind == RowKind::Own);
+    // A norm before its gain and bias is held to what any norm is, not to another tensor.
+    let own = view.lines.iter().flat_map(|l| l.rows.iter());
+    let own = own.filter(|r| r.kind == RowKind::Own && !is_norm(r));
     let mut inconsistent: Vec<&str> =
         own.filter(|r| r.verdict == Verdict::Fail).map(|r| r.a.as_str()).collect();
     inconsistent.dedup();
@@ -214,6 +216,11 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
         parts.push(format!("{} contradicts itself", list(&inconsistent)));
     }
     format!("{}.", parts.join("; "))
+}
+
+fn is_norm(row: &Row) -> bool {
+    use llorch_trace::Stage;
+    matches!(row.point.stage, Stage::Ln1 | Stage::Ln2 | Stage::LnF)
 }
 
 /// What to look at first, for a row that failed.
@@ -227,7 +234,7 @@ pub fn hint(row: &Row) -> Option<&'static str> {
             "look for a division by zero, an overflow in exp, or memory that was not written",
         );
     }
-    if row.kind == RowKind::Own {
+    if row.kind == RowKind::Own && !is_norm(row) {
         return Some(
             "this needs no reference: the implementation's own tensors contradict each other",
         );
