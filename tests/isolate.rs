@@ -214,7 +214,11 @@ fn a_file_that_does_not_fit_is_named_with_what_was_found_and_expected() {
     write_npy(&nan, &Tensor::f32(vec![2, 128], values)).unwrap();
     let (text, none) = (path("text.npy"), path("none.npy"));
     std::fs::write(&text, "tensor([1])").unwrap();
-    let twelve = ["--prompt", "The quick brown fox jumps over the lazy dog. Why?"];
+    // Of a case that was asked for the length stays; of our own it is the file's.
+    let suite = path("suite.toml");
+    let case = "[[case]]\nname = \"mine\"\nids = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]\n";
+    std::fs::write(&suite, format!("schema = \"llorch.suite/1\"\n{case}")).unwrap();
+    let twelve = ["--suite", suite.to_str().unwrap()];
     let cases: [(&str, &[&str], &str); 8] = [
         (
             &narrow,
