@@ -108,29 +108,14 @@ fn join(cause: &mut Cause, other: Cause) {
     cause.explained.1 += other.explained.1;
 }
 
-/// q, k and v come from one product, both caches are written alike, and so are all norms: the same
-/// signature in the same layers is one mistake.
+/// q, k and v come from one product, both caches are written alike, all norms are computed alike, and
+/// what a mask lets through shows in probabilities and in what they weight: the same signature in the
+/// same layers is one mistake.
 fn merge_kin(all: Vec<Cause>) -> Vec<Cause> {
-    let kin = |stage: Stage| match stage {
-        Stage::Q | Stage::K | Stage::V => 1,
-        Stage::CacheK | Stage::CacheV => 2,
-        Stage::Ln1 | Stage::Ln2 | Stage::LnF => 3,
-        other => 10 + other as usize,
-    };
     let mut merged: Vec<Cause> = Vec::new();
     for cause in all {
         let stage = cause.point().stage;
-        let same = |c: &&mut Cause| {
-            kin(c.point().stage) == kin(stage)
-                && (c.layers == cause.layers || stage == Stage::LnF)
-                && c.first().step == cause.first().step
-                && c.explanation.as_ref().is_some_and(|e| e.slug.is_some())
-                && alike(c, &cause)
-                // Norms have parameters of their own; what they share is how they are computed.
-                && (kin(stage) != 3 || c.explanation == cause.explanation)
-                && (kin(stage) != 3 || c.layers.len() > 1 || stage != Stage::LnF)
-        };
-        match merged.iter_mut().find(same) {
+        match merged.iter_mut().find(|c| are_kin(c, &cause)) {
             Some(first) => {
                 first.also.push(stage);
                 first.findings.extend(cause.findings);
@@ -141,6 +126,28 @@ fn merge_kin(all: Vec<Cause>) -> Vec<Cause> {
         }
     }
     merged
+}
+
+fn are_kin(first: &Cause, other: &Cause) -> bool {
+    let Some(slug) = first.explanation.as_ref().and_then(|e| e.slug) else { return false };
+    let (x, y) = (first.point().stage, other.point().stage);
+    let both = |family: &[Stage]| family.contains(&x) && family.contains(&y);
+    let same_place = first.layers == other.layers && first.first().step == other.first().step;
+    match () {
+        _ if !alike(first, other) => false,
+        _ if both(&[Stage::Q, Stage::K, Stage::V]) => same_place,
+        _ if both(&[Stage::CacheK, Stage::CacheV]) => same_place,
+        _ if both(&[Stage::Scores, Stage::Probs, Stage::Context]) => {
+            same_place && slug == "mask_shifted"
+        }
+        // Norms have parameters of their own; what they share is how they are computed. The last one
+        // is in no layer.
+        _ if both(&[Stage::Ln1, Stage::Ln2, Stage::LnF]) => {
+            let everywhere = y == Stage::LnF && first.layers.len() > 1;
+            first.explanation == other.explanation && (same_place || everywhere)
+        }
+        _ => false,
+    }
 }
 
 /// A cause without signature.
@@ -258,11 +265,13 @@ fn tested(
         let explanations = text.into_iter().map(|text| Explanation { slug: None, text }).collect();
         return Tested { explanations, ..nothing(finding) };
     };
+    let mut known = super::choice::distribution(memory, &finding);
     let quickly = expected.map(|e| explanations(&site, Some(e))).filter(|found| !found.is_empty());
+    known.extend(quickly.unwrap_or_else(|| explanations(&site, None)));
     Tested {
         zoom: Some(Zoom::of(&site)),
         excerpt: Some(excerpt(&site)),
-        explanations: quickly.unwrap_or_else(|| explanations(&site, None)),
+        explanations: known,
         carried: is_carried_over(&site),
         finding,
     }

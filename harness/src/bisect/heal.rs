@@ -11,7 +11,7 @@ use llorch_trace::{Dtype, Point, Stage, Tensor};
 use super::causes::{Cause, causes as find_causes};
 use super::scan::{Finding, Judged, findings};
 use crate::collect::{Settings, collect};
-use crate::evidence::{Evidence, FaultKind, Plan};
+use crate::evidence::{Evidence, Fault, FaultKind, Plan};
 use crate::judge::{JudgeOptions, judge};
 use crate::oracle::Trace;
 use crate::result::{Role, RowKind, Verdict};
@@ -71,8 +71,10 @@ fn heal_one(
     }
     let inject = injections(&plan, healed, &traces, scratch.path(), surgery.dtype)?;
     let evidence = again(&plan, surgery, scratch.path(), inject)?;
-    let broken = [FaultKind::Process, FaultKind::WrongShape, FaultKind::WrongDtype];
-    if let Some(fault) = evidence.faults.iter().find(|f| broken.contains(&f.kind)) {
+    // A whole case that failed, or was refused, says nothing; what a point does not show is known.
+    let failed =
+        |f: &&Fault| f.point.is_none() && (f.case.is_some() || f.kind == FaultKind::Process);
+    if let Some(fault) = evidence.faults.iter().find(failed) {
         return Err(fault.message.clone());
     }
     let all = [evidence];

@@ -4,11 +4,13 @@
 //! only a stretch can be named), [`causes`] makes causes of them with the help of [`signatures`] and
 //! [`zoom`]; [`heal`] and [`explain`] tell whether those are all there is, [`continuation`] being the
 //! oracle's pass with some tensors given. [`answer`] is the whole of it, [`tell`] and [`json`] say it.
-//! Where the oracle doesn't know the model, [`pairs`] has only differences to go by.
+//! Where the oracle doesn't know the model, [`pairs`] has only differences to go by. [`commits`] asks all
+//! this of git history.
 
 mod answer;
 mod causes;
 mod choice;
+mod commits;
 mod continuation;
 mod explain;
 mod heal;
@@ -49,9 +51,22 @@ pub struct Args {
     #[arg(long)]
     pub no_heal: bool,
 
+    /// Find the first bad commit between these, each built by the command behind `--` and started by
+    /// --subject in a worktree of its own
+    #[arg(long, value_name = "GOOD..BAD", requires = "build", conflicts_with = "from")]
+    pub commits: Option<String>,
+
+    /// Where the answer for the commit that is checked out goes: what `git bisect run` is given
+    #[arg(long, value_name = "DIR", hide = true, conflicts_with_all = ["from", "commits"])]
+    pub as_commit: Option<PathBuf>,
+
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Form::Text)]
     pub format: Form,
+
+    /// What builds a commit, for --commits
+    #[arg(last = true, value_name = "BUILD_COMMAND")]
+    pub build: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -61,13 +76,30 @@ pub enum Form {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match (&args.commits, &args.as_commit) {
+        (Some(range), _) => commits::run(args, range),
+        (None, Some(answers)) => Ok(commits::one(args, answers)),
+        (None, None) if !args.build.is_empty() => {
+            let what = "failed to read the command line: words behind -- build commits; expected --commits too";
+            Err(RunError::Usage(what.into()).into())
+        }
+        (None, None) => {
+            let (text, code) = search(args)?;
+            print(&text)?;
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+/// What is to be printed, and the exit code.
+fn search(args: &Args) -> anyhow::Result<(String, u8)> {
     match &args.from {
         Some(dir) => from_saved(args, dir),
         None => live(args),
     }
 }
 
-fn live(args: &Args) -> anyhow::Result<ExitCode> {
+fn live(args: &Args) -> anyhow::Result<(String, u8)> {
     let request = args.common.request(0)?;
     // Its folder keeps the tensors until they have been looked at.
     let outcome = pipeline::execute(&request)?;
@@ -88,7 +120,7 @@ fn live(args: &Args) -> anyhow::Result<ExitCode> {
     finish(args, result, collected, surgery.as_ref())
 }
 
-fn from_saved(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
+fn from_saved(args: &Args, dir: &Path) -> anyhow::Result<(String, u8)> {
     let (mut result, mut collected) =
         saved::open(dir).map_err(|error| RunError::Usage(error.to_string()))?;
     if result.isolate.is_some() {
@@ -124,12 +156,11 @@ fn finish(
     result: &RunResult,
     collected: &Collected,
     surgery: Option<&Surgery<'_>>,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<(String, u8)> {
     let answer = Answer::of(result, collected, surgery);
     let text = match args.format {
         Form::Text => tell::text(&answer),
         Form::Json => serde_json::to_string_pretty(&json::json(&answer))?,
     };
-    print(&text)?;
-    Ok(ExitCode::from(answer.exit_code()))
+    Ok((text, answer.exit_code()))
 }

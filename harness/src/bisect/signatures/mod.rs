@@ -22,6 +22,8 @@ mod reduced;
 mod residual;
 mod rounding;
 pub mod site;
+#[cfg(test)]
+mod testing;
 
 use llorch_trace::Stage;
 

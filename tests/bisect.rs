@@ -1,0 +1,415 @@
+//! `llorch-diff bisect` on engines with known bugs: the first cause, its signature, what it heals or
+//! explains, and what can't be told. The NumPy adapter is installed first where it isn't yet.
+#![allow(clippy::disallowed_methods)] // a test starts the programs that it tests
+
+mod run_support;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::OnceLock;
+
+use run_support::{assert_conforms, diff, repository, texts};
+use serde_json::Value;
+
+/// A bug, the first cause that must be found, and its signature; in the case `short` where none is said.
+struct Seeded {
+    bug: &'static str,
+    point: &'static str,
+    signature: &'static str,
+    step: u64,
+}
+
+const fn seeded(bug: &'static str, point: &'static str, signature: &'static str) -> Seeded {
+    Seeded { bug, point, signature, step: 0 }
+}
+
+const fn later(
+    bug: &'static str,
+    step: u64,
+    point: &'static str,
+    signature: &'static str,
+) -> Seeded {
+    Seeded { bug, point, signature, step }
+}
+
+/// One of each kind; tests/bugs has many more.
+const BUGS: [Seeded; 26] = [
+    seeded("position_shift", "embeddings", "positions_shifted"),
+    later("restarted_positions", 1, "embeddings", "positions_shifted"),
+    seeded("eps:layer=2:which=ln_1", "h.2.ln_1", "eps"),
+    seeded("unbiased_variance:layer=3:which=ln_1", "h.3.ln_1", "unbiased_variance"),
+    seeded("transposed:layer=0:which=q", "h.0.attn.q", "transposed"),
+    seeded("swapped_qkv:layer=1", "h.1.attn.q", "qkv_swapped"),
+    seeded("rolled_heads:layer=1:which=k", "h.1.attn.k", "heads_permuted"),
+    seeded("interleaved_heads:layer=2:which=v", "h.2.attn.v", "heads_interleaved"),
+    seeded("dropped_bias:layer=3:which=v", "h.3.attn.v", "bias_missing"),
+    later("stale_cache:layer=1", 1, "h.1.attn.cache.v", "cache_stale"),
+    later("missing_cache_row:layer=1:which=k:step=2", 2, "h.1.attn.cache.k", "cache_row_missing"),
+    later("shifted_cache:layer=0:step=1", 1, "h.0.attn.cache.v", "cache_shifted"),
+    later("stale_cache:layer=1:which=k:hidden=1", 1, "h.1.attn.scores", "cache_stale"),
+    seeded("missing_scale:layer=1", "h.1.attn.scores", "scale_missing"),
+    seeded("doubled_scale:layer=2", "h.2.attn.scores", "scale_doubled"),
+    seeded("scale_by_width:layer=3", "h.3.attn.scores", "scale_by_width"),
+    seeded("mask_off:layer=2", "h.2.attn.probs", "mask_shifted"),
+    seeded("mask_off:by=-1:layer=2", "h.2.attn.scores", "mask_shifted"),
+    seeded("head_scale:layer=1:head=2", "h.1.attn.context", "scaled"),
+    seeded("other_layer:layer=1:other=0", "h.1.attn.out", "other_layer"),
+    seeded("missing_residual:layer=1", "h.1.resid_mid", "residual_missing"),
+    seeded("post_norm:layer=3", "h.3.resid_mid", "post_norm"),
+    seeded("erf_gelu:layer=1", "h.1.mlp.act", "gelu_erf"),
+    seeded("dropped_bias_element:layer=2:which=mlp.c_fc", "h.2.mlp.fc", "bias_element_missing"),
+    seeded("rounded_input:layer=1:to=bf16", "h.1.mlp.fc", "rounded_bf16"),
+    seeded("reduced_sum:layer=3:to=f16", "h.3.mlp.fc", "reduced_sum"),
+];
+
+#[test]
+fn each_kind_of_bug_is_found_named_and_healed() {
+    let place = Place::new();
+    for Seeded { bug, point, signature, step } in BUGS {
+        let (found, output) = place.found(&[bug], &[]);
+        let cause = &found["causes"][0];
+        let told = (&cause["point"], &cause["signature"], &cause["step"]);
+        assert_eq!(told, (&point.into(), &signature.into(), &step.into()), "{bug}: {found:#}");
+        assert_eq!(cause["heals"], true, "{bug}: {found:#}");
+        assert_eq!(found["causes"].as_array().unwrap().len(), 1, "{bug}: {found:#}");
+        assert_eq!((output.status.code(), &found["between"]), (Some(1), &Value::Null), "{bug}");
+    }
+}
+
+#[test]
+fn the_first_line_says_all_of_it() {
+    let place = Place::new();
+    let output = place.bisect(&subject(&["transposed:layer=3"]), &["--ref", "numpy"]);
+    let stdout = texts(&output).0;
+    let first = stdout.lines().next().unwrap();
+    assert!(first.starts_with("FIRST CAUSE h.3.attn.out · layer 3 · step 0 · local "), "{first}");
+    assert!(
+        first.ends_with("× the references · above the rounding bound · matches after transpose"),
+        "{first}"
+    );
+    for part in
+        ["certificate: at [", "local there of numpy ", "heals: ", "UNCHECKED real GPT-2 weights: "]
+    {
+        assert!(stdout.contains(part), "{part}\n{stdout}");
+    }
+    let last = stdout.lines().last().unwrap();
+    assert!(
+        last.starts_with("reproduce with: llorch-diff bisect --checkpoint attn --layer 3 "),
+        "{last}"
+    );
+
+    // One head and one token, and without references the bound is what there is to compare with.
+    let bug = "scaled:point=h.1.attn.v:head=3:token=4:value=0.99:step=0";
+    let stdout = texts(&place.bisect(&subject(&[bug]), &["--ref", "none"])).0;
+    let first = stdout.lines().next().unwrap();
+    assert!(first.starts_with("FIRST CAUSE h.1.attn.v · layer 1 · step 0 · local "), "{first}");
+    assert!(
+        first.ends_with(
+            "× the bound · above the rounding bound · head 3 · token 4 · matches after scaling by 0.99"
+        ),
+        "{first}"
+    );
+
+    let stdout = texts(&place.bisect(&subject(&["erf_gelu"]), &["--ref", "none"])).0;
+    assert!(
+        stdout.starts_with("FIRST CAUSE h.*.mlp.act, 4 of 4 layers · step 0 · local "),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn an_honest_subject_has_no_divergence() {
+    let place = Place::new();
+    let output = place.bisect(&subject(&[]), &["--ref", "none"]);
+    let stdout = texts(&output).0;
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(
+        stdout.starts_with("NO DIVERGENCE\nbug agrees with the float64 oracle in 1 cases\n"),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn a_subject_that_cannot_inject_is_explained() {
+    let place = Place::new();
+    let filtered = |bugs: &[&str]| filtered("--without inject", &subject(bugs));
+    let found = place.json(&filtered(&["erf_gelu:layer=1"]), &[]).0;
+    let cause = &found["causes"][0];
+    assert_eq!(
+        (&cause["point"], &cause["signature"], &cause["heals"], &cause["explains"]),
+        (&"h.1.mlp.act".into(), &"gelu_erf".into(), &Value::Null, &true.into()),
+        "{found:#}"
+    );
+    // The first of two explains only its part.
+    let found = place.json(&filtered(&["missing_residual:layer=1", "erf_gelu:layer=2"]), &[]).0;
+    let told: Vec<_> = found["causes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| (c["point"].as_str().unwrap(), c["explains"].as_bool()))
+        .collect();
+    assert_eq!(told, [("h.1.resid_mid", Some(false)), ("h.2.mlp.act", Some(true))], "{found:#}");
+}
+
+#[test]
+fn two_bugs_are_two_causes_in_order() {
+    let place = Place::new();
+    let pairs: [(&[&str], [(&str, &str); 2]); 3] = [
+        (
+            &["transposed:layer=3", "eps:layer=0:which=ln_1"],
+            [("h.0.ln_1", "eps"), ("h.3.attn.out", "transposed")],
+        ),
+        // By step first: the cache shows at step 1.
+        (
+            &["stale_cache:layer=1:step=1", "erf_gelu:layer=3"],
+            [("h.3.mlp.act", "gelu_erf"), ("h.1.attn.cache.v", "cache_stale")],
+        ),
+        (
+            &["swapped_qkv:layer=0", "dropped_bias:layer=0:which=mlp.c_proj"],
+            [("h.0.attn.q", "qkv_swapped"), ("h.0.mlp.out", "bias_missing")],
+        ),
+    ];
+    for (bugs, expected) in pairs {
+        let (found, _) = place.found(bugs, &[]);
+        let causes = found["causes"].as_array().unwrap();
+        let told: Vec<_> = causes
+            .iter()
+            .map(|c| (c["point"].as_str().unwrap(), c["signature"].as_str().unwrap_or("none")))
+            .collect();
+        assert_eq!(told, expected, "{found:#}");
+        assert!(causes.iter().all(|c| c["heals"] == true), "{found:#}");
+    }
+    // What a NaN hides shows when it is healed.
+    let (found, _) = place.found(&["nan:point=h.0.mlp.out", "erf_gelu:layer=2"], &[]);
+    let points: Vec<_> =
+        found["causes"].as_array().unwrap().iter().map(|c| c["point"].clone()).collect();
+    assert!(
+        points.contains(&"h.0.mlp.out".into()) && points.contains(&"h.2.mlp.act".into()),
+        "{found:#}"
+    );
+}
+
+#[test]
+fn where_inputs_are_hidden_there_is_an_interval() {
+    let place = Place::new();
+    let hide = "--hide 'h.*.attn.scores' --hide 'h.*.attn.probs'";
+    let (found, output) = place.json(&filtered(hide, &subject(&["missing_scale:layer=1"])), &[]);
+    assert_eq!(output.status.code(), Some(4), "{found:#}");
+    assert_eq!(found["between"], serde_json::json!(["h.1.attn.cache.v", "h.1.attn.context"]));
+    assert_eq!(found["causes"][0]["local"], Value::Null);
+    let (found, output) = place.json(&filtered(hide, &subject(&[])), &[]);
+    assert_eq!((output.status.code(), &found["causes"]), (Some(0), &serde_json::json!([])));
+}
+
+#[test]
+fn a_saved_run_is_judged_anew() {
+    let place = Place::new();
+    let out = place.path("out");
+    let out = out.to_str().unwrap();
+    let run = diff()
+        .args([
+            "run",
+            "--ref",
+            "numpy",
+            "--quiet",
+            "--out",
+            out,
+            "--suite",
+            place.suite().to_str().unwrap(),
+        ])
+        .args(["--subject", &subject(&["transposed:layer=2", "erf_gelu:layer=3"])])
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1), "{}", texts(&run).1);
+    // Whatever the saved rows say.
+    let file = place.path("out/result.json");
+    let mut result: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    result["rows"] = serde_json::json!([]);
+    std::fs::write(&file, result.to_string()).unwrap();
+    let from = |more: &[&str]| {
+        let arguments = [&["bisect", "--format", "json", "--from", out], more].concat();
+        let output = diff().args(arguments).output().unwrap();
+        let found: Value = serde_json::from_str(&texts(&output).0).unwrap();
+        assert_conforms("bisect", &found);
+        found
+    };
+    let found = from(&[]);
+    assert_eq!(found["causes"][0]["signature"], "transposed");
+    assert!(found["causes"][0]["explains"].is_boolean() && found["causes"][1]["explains"] == true);
+    let found = from(&["--checkpoint", "ffn"]);
+    assert_eq!(found["causes"][0]["point"], "h.3.mlp.act");
+    let nothing = diff().args(["bisect", "--from", out, "--checkpoint", "qkv"]).output().unwrap();
+    assert!(texts(&nothing).0.contains("points were looked at"), "{}", texts(&nothing).0);
+}
+
+#[test]
+fn a_wrong_shape_is_said_to_be_one() {
+    let place = Place::new();
+    let output = place.bisect(&subject(&["wrong_shape:point=h.2.mlp.out"]), &["--ref", "none"]);
+    let stdout = texts(&output).0;
+    assert_eq!(output.status.code(), Some(5), "{stdout}");
+    let first = stdout.lines().next().unwrap();
+    assert!(
+        first.starts_with(
+            "NO VERDICT: bug failed: h.2.mlp.out: announced with shape [7, 127]; expected [7, 128]"
+        ),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("agrees"), "{stdout}");
+}
+
+#[test]
+fn the_first_bad_commit_is_found_without_touching_the_checkout() {
+    let place = Place::new();
+    let git = |words: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+            .args(words)
+            .current_dir(place.path(""))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
+        texts(&output).0.trim().to_string()
+    };
+    git(&["init", "--quiet"]);
+    let engine = "import os, shlex, sys\n\
+        words = shlex.split(os.environ['BUG_ADAPTER'])\n\
+        while '=' in words[0]:\n    os.environ.update([words.pop(0).split('=', 1)])\n\
+        os.execvp(words[0], words + open('built').read().split())\n";
+    std::fs::write(place.path("engine.py"), engine).unwrap();
+    let build = "import shutil, sys\nsys.exit('broken' in open('source').read() or shutil.copy('source', 'built') is None)\n";
+    std::fs::write(place.path("build.py"), build).unwrap();
+    let commits = [
+        ("the first", ""),
+        ("still right", " "),
+        ("does not build", "broken"),
+        ("right again", ""),
+        ("faster projection", "--bug transposed:layer=1"),
+        ("the last", "--bug transposed:layer=1 "),
+    ];
+    for (subject, source) in commits {
+        std::fs::write(place.path("source"), source).unwrap();
+        git(&["add", "engine.py", "build.py", "source"]);
+        git(&["commit", "--quiet", "-m", subject]);
+    }
+    std::fs::write(place.path("source"), "not committed").unwrap();
+    let bisect = |range: &str| {
+        diff()
+            .args([
+                "bisect",
+                "--quiet",
+                "--no-heal",
+                "--ref",
+                "none",
+                "--suite",
+                place.suite().to_str().unwrap(),
+            ])
+            .args([
+                "--subject",
+                "python3 engine.py",
+                "--commits",
+                range,
+                "--",
+                "python3",
+                "build.py",
+            ])
+            .env("BUG_ADAPTER", subject(&[]))
+            .current_dir(place.path(""))
+            .output()
+            .unwrap()
+    };
+    let output = bisect("HEAD~5..HEAD");
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    let mut lines = stdout.lines();
+    let first = lines.next().unwrap();
+    assert!(
+        first.starts_with("FIRST BAD COMMIT ") && first.ends_with(" faster projection"),
+        "{stdout}"
+    );
+    let second = lines.next().unwrap();
+    assert!(
+        second.starts_with("FIRST CAUSE h.1.attn.out · layer 1 ")
+            && second.ends_with("matches after transpose"),
+        "{stdout}"
+    );
+
+    // Ends that are not what they are said to be.
+    for (range, said) in [("HEAD~5..HEAD~4", "said to be bad"), ("HEAD~1..HEAD", "said to be good")]
+    {
+        let output = bisect(range);
+        assert_eq!(output.status.code(), Some(2), "{}", texts(&output).1);
+        assert!(texts(&output).1.contains(said), "{}", texts(&output).1);
+    }
+    assert_eq!(std::fs::read_to_string(place.path("source")).unwrap(), "not committed");
+    assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
+    assert_eq!(git(&["status", "--porcelain", "--untracked-files=no"]), "M source");
+}
+
+/// A folder with a suite of one short case.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let suite = "schema = \"llorch.suite/1\"\n[[case]]\nname = \"short\"\n\
+            prompt = \"The old man walked down the road\"\n\
+            ids = [464, 1468, 582, 6807, 866, 262, 2975]\nmax_new_tokens = 3\n";
+        std::fs::write(dir.path().join("suite.toml"), suite).unwrap();
+        Place { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn suite(&self) -> PathBuf {
+        self.path("suite.toml")
+    }
+
+    fn bisect(&self, subject: &str, more: &[&str]) -> Output {
+        diff()
+            .args(["bisect", "--quiet", "--suite", self.suite().to_str().unwrap()])
+            .args(["--subject", subject])
+            .args(more)
+            .output()
+            .unwrap()
+    }
+
+    fn json(&self, subject: &str, more: &[&str]) -> (Value, Output) {
+        let arguments = [&["--ref", "none", "--format", "json"], more].concat();
+        let output = self.bisect(subject, &arguments);
+        let (stdout, stderr) = texts(&output);
+        let found: Value =
+            serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{subject}: {e}\n{stderr}"));
+        assert_conforms("bisect", &found);
+        (found, output)
+    }
+
+    /// What is found in the NumPy adapter with these bugs.
+    fn found(&self, bugs: &[&str], more: &[&str]) -> (Value, Output) {
+        self.json(&subject(bugs), more)
+    }
+}
+
+/// The NumPy adapter with seeded bugs as a command line.
+fn subject(bugs: &[&str]) -> String {
+    static ADAPTER: OnceLock<String> = OnceLock::new();
+    let adapter = ADAPTER.get_or_init(|| {
+        let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
+        assert!(setup.status.success(), "{}", texts(&setup).1);
+        let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
+        let bug = command.trim().replace("/numpy/adapter.py", "/bug/adapter.py");
+        assert_ne!(bug, command.trim(), "not the adapter that was expected");
+        bug
+    });
+    bugs.iter().fold(adapter.clone(), |line, bug| format!("{line} --bug {bug}"))
+}
+
+/// The same, showing less.
+fn filtered(options: &str, subject: &str) -> String {
+    let script: &Path = &repository().join("tests/fixtures/filtered_adapter.py");
+    format!("python3 -u '{}' {options} -- {subject}", script.display())
+}
