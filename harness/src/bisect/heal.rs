@@ -82,7 +82,7 @@ fn heal_one(
     let after =
         Judged { plan: &plan, truth: run.truth, subject: &all[0], rows: &rows, alone: true };
     let left = left(&after, healed);
-    let well = heals(&after, &causes[at], &left);
+    let well = heals(&after, &causes[..=at], &left);
     causes[at].heals = Some(well);
     // What is wrong at a stage at which nothing was known to be.
     let new = left.into_iter().filter(|f| !causes.iter().any(|c| c.covers(f.point))).collect();
@@ -189,8 +189,10 @@ fn left(after: &Judged<'_>, healed: &[Cause]) -> Vec<Finding> {
     left
 }
 
-/// Everything behind the cause, and before what is still wrong by itself, is as the oracle has it.
-fn heals(after: &Judged<'_>, cause: &Cause, left: &[Finding]) -> bool {
+/// Everything behind the last of the healed causes, and before what is still wrong by itself, is as the
+/// oracle has it.
+fn heals(after: &Judged<'_>, healed: &[Cause], left: &[Finding]) -> bool {
+    let Some(cause) = healed.last() else { return true };
     let begin = |case: &str| {
         let of_case = cause.findings.iter().filter(|f| f.row.case == case);
         of_case.map(|f| (f.step, f.point)).min()
@@ -204,7 +206,7 @@ fn heals(after: &Judged<'_>, cause: &Cause, left: &[Finding]) -> bool {
         r.a == after.subject.name
             && r.kind == RowKind::Oracle
             && r.verdict == Verdict::Fail
-            && !cause.covers(r.point)
+            && !healed.iter().any(|c| c.covers(r.point))
             && begin(&r.case).is_some_and(|begin| place > begin)
             && end(&r.case).is_none_or(|end| place < end)
     })
