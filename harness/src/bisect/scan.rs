@@ -52,7 +52,18 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
         Some(Finding { step: row.step, point: row.point, case, row: row.clone(), after: None })
     };
     let ours = || rows.iter().filter(|r| r.a == subject.name && r.verdict == Verdict::Fail);
-    let local = |r: &&Row| r.local.as_ref().is_some_and(|l| l.verdict == Verdict::Fail);
+    // The selected logits are a row of all of them: where they are that, the head was wrong before.
+    let selected: HashSet<(&str, usize)> = rows
+        .iter()
+        .filter(|r| r.a == subject.name && r.kind == RowKind::Own && r.verdict == Verdict::Pass)
+        .filter(|r| r.point.stage == Stage::LogitsLast)
+        .map(|r| (r.case.as_str(), r.step))
+        .collect();
+    let local = |r: &&Row| {
+        let inherited =
+            r.point.stage == Stage::LogitsLast && selected.contains(&(r.case.as_str(), r.step));
+        !inherited && r.local.as_ref().is_some_and(|l| l.verdict == Verdict::Fail)
+    };
     let mut all: Vec<Finding> = ours().filter(local).filter_map(finding).collect();
     let mut known: HashSet<_> = all.iter().map(Finding::place).collect();
     // Two rows may say the same of a place.

@@ -7,16 +7,13 @@ use ndarray::{Array3, Axis, concatenate};
 use super::heads;
 use super::keys::{Holds, classify};
 use super::site::{Found, Site};
+use crate::compare::Numbers;
 use crate::oracle::Inputs;
 use crate::oracle::replay::array;
 
 pub fn test(site: &Site<'_>, found: &mut Found) {
-    let Some(given) = site.heads(site.point) else { return };
-    let Some(should) =
-        array(site.honest.value.clone()).and_then(|a| a.into_dimensionality::<ndarray::Ix3>().ok())
-    else {
-        return;
-    };
+    let Some(given) = three(site.given.clone()) else { return };
+    let Some(should) = three(site.honest.value.clone()) else { return };
     // What was wrong at an earlier step stays wrong: held against the cache of the step before with
     // this step's row behind it, only what is new shows.
     let carried = carried(site).unwrap_or_else(|| should.clone());
@@ -80,13 +77,16 @@ fn wrong_heads(given: &Array3<f64>, should: &Array3<f64>) -> Vec<usize> {
     (0..given.dim().0).filter(differs).collect()
 }
 
+fn three(numbers: Numbers) -> Option<Array3<f64>> {
+    array(numbers)?.into_dimensionality().ok()
+}
+
 /// The cache that the step before left, and this step's own rows.
 fn carried(site: &Site<'_>) -> Option<Array3<f64>> {
     let before = site.step.checked_sub(1)?;
     let own = if site.point.stage == Stage::CacheK { Stage::K } else { Stage::V };
-    let three = |step, point| array(site.inputs.tensor(step, point)?)?.into_dimensionality().ok();
-    let (past, new): (Array3<f64>, Array3<f64>) =
-        (three(before, site.point)?, three(site.step, site.own(own))?);
+    let past = three(site.inputs.tensor(before, site.point)?)?;
+    let new = three(site.inputs.tensor(site.step, site.own(own))?)?;
     concatenate(Axis(1), &[past.view(), new.view()]).ok()
 }
 
@@ -104,6 +104,6 @@ fn own_rows(site: &Site<'_>, cache: Point) -> Option<Array3<f64>> {
 
 /// The cache is wrong, but nothing is wrong with what this step did to it.
 pub fn is_carried_over(site: &Site<'_>) -> bool {
-    let given = site.heads(site.point);
+    let given = three(site.given.clone());
     given.is_some() && given == carried(site)
 }
