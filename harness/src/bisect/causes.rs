@@ -108,9 +108,8 @@ fn join(cause: &mut Cause, other: Cause) {
     cause.explained.1 += other.explained.1;
 }
 
-/// q, k and v come from one product, both caches are written alike, all norms are computed alike, and
-/// what a mask lets through shows in probabilities and in what they weight: the same signature in the
-/// same layers is one mistake.
+/// q, k and v come from one product, both caches are written alike, and all norms are computed alike: the
+/// same signature in the same layers is one mistake.
 fn merge_kin(all: Vec<Cause>) -> Vec<Cause> {
     let mut merged: Vec<Cause> = Vec::new();
     for cause in all {
@@ -129,17 +128,14 @@ fn merge_kin(all: Vec<Cause>) -> Vec<Cause> {
 }
 
 fn are_kin(first: &Cause, other: &Cause) -> bool {
-    let Some(slug) = first.explanation.as_ref().and_then(|e| e.slug) else { return false };
+    let named = first.explanation.as_ref().is_some_and(|e| e.slug.is_some());
     let (x, y) = (first.point().stage, other.point().stage);
     let both = |family: &[Stage]| family.contains(&x) && family.contains(&y);
     let same_place = first.layers == other.layers && first.first().step == other.first().step;
     match () {
-        _ if !alike(first, other) => false,
+        _ if !named || !alike(first, other) => false,
         _ if both(&[Stage::Q, Stage::K, Stage::V]) => same_place,
         _ if both(&[Stage::CacheK, Stage::CacheV]) => same_place,
-        _ if both(&[Stage::Scores, Stage::Probs, Stage::Context]) => {
-            same_place && slug == "mask_shifted"
-        }
         // Norms have parameters of their own; what they share is how they are computed. The last one
         // is in no layer.
         _ if both(&[Stage::Ln1, Stage::Ln2, Stage::LnF]) => {

@@ -1,7 +1,7 @@
 //! probs · v: the values that were read, and how they were added.
 
 use llorch_trace::Stage;
-use ndarray::{Array3, Axis, s};
+use ndarray::{Array3, s};
 
 use super::rounding::{NARROW, rounded};
 use super::site::{Found, Site};
@@ -23,7 +23,6 @@ pub fn test(site: &Site<'_>, found: &mut Found) {
         let k = replay::keys(&site.job(), Stage::CacheK, site.layer())?;
         gives(site, &probs, &k)
     });
-    found.test("mask_shifted", "with keys behind the mask", || every_key(site, &probs, &v));
     rows(site, &probs, &v, found);
     found.test(None, "with scores for probabilities", || {
         let scores = site.heads(site.own(Stage::Scores))?;
@@ -55,23 +54,6 @@ fn gives(site: &Site<'_>, probs: &Array3<f64>, v: &Array3<f64>) -> Option<bool> 
         let bound =
             |i: usize| bounds::sum(ops::visible(i / n, t, s), site.u, magnitude[at(i)]).bound;
         site.target().fits(|i| value[at(i)], bound)
-    })
-}
-
-/// Every key's share, those behind the mask too.
-fn every_key(site: &Site<'_>, probs: &Array3<f64>, v: &Array3<f64>) -> Option<bool> {
-    let ((h, _, s), n) = (probs.dim(), v.dim().0 * v.dim().2);
-    let mut value = Array3::zeros((h, probs.dim().1, v.dim().2));
-    let mut magnitude = value.clone();
-    for head in 0..h {
-        let (p, v) = (probs.index_axis(Axis(0), head), v.index_axis(Axis(0), head));
-        value.index_axis_mut(Axis(0), head).assign(&p.dot(&v));
-        magnitude.index_axis_mut(Axis(0), head).assign(&p.mapv(f64::abs).dot(&v.mapv(f64::abs)));
-    }
-    let (value, magnitude) = (ops::merge_heads(value.view()), ops::merge_heads(magnitude.view()));
-    let at = |i: usize| [i / n, i % n];
-    (value.len() == site.given.values.len()).then(|| {
-        site.target().fits(|i| value[at(i)], |i| bounds::sum(s, site.u, magnitude[at(i)]).bound)
     })
 }
 
