@@ -79,10 +79,10 @@ pub fn measure(
                 if fail < limits.best {
                     (limits.best, limits.best_at) = (fail, place.clone());
                 }
-                if let Some(eps) = eps {
-                    if limits.eps.as_ref().is_none_or(|(best, _)| eps < *best) {
-                        limits.eps = Some((eps, place));
-                    }
+                if let Some(eps) = eps
+                    && limits.eps.as_ref().is_none_or(|(best, _)| eps < *best)
+                {
+                    limits.eps = Some((eps, place));
                 }
             }
         }
