@@ -33,7 +33,7 @@ fn some_seeded_bugs_of_every_kind_are_found() {
     bugs.retain(|bug| {
         let n = seen.entry(bug.file.clone()).or_default();
         *n += 1;
-        (*n - 1) % ONE_IN == 0
+        (*n - 1).is_multiple_of(ONE_IN)
     });
     assert!(bugs.len() >= 25, "{} bugs", bugs.len());
     let outcomes = Bench::new().try_all(bugs);
