@@ -93,12 +93,12 @@ fn tables(model: &str, whose: &str, limits: &[Limits], form: Form) -> String {
         table.add_row([
             label(l.stage),
             l.places.to_string(),
-            format!("{:.1e}", l.factor_warn),
-            format!("{:.1e}", l.factor_fail),
-            format!("{:.1e}", l.best),
+            figure(l.factor_warn),
+            figure(l.factor_fail),
+            figure(l.best),
             at(&l.best_at),
-            format!("{:.1e}", l.element_warn),
-            format!("{:.1e}", l.element_fail),
+            figure(l.element_warn),
+            figure(l.element_fail),
         ]);
     }
     let mut lines = vec![
@@ -115,6 +115,11 @@ fn tables(model: &str, whose: &str, limits: &[Limits], form: Form) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// 0 where numbers are only moved: there any change is seen.
+fn figure(limit: f64) -> String {
+    if limit == 0.0 { "any".into() } else { format!("{limit:.1e}") }
 }
 
 fn label(stage: Stage) -> String {
