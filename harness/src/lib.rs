@@ -13,10 +13,10 @@
 //! 5. [`supervise`]: the only place that starts processes;
 //! 6. [`collect`]: tensors from an adapter into [`evidence`], [`served`]: the same of the daemon;
 //!    [`saved`] keeps and reopens it;
-//! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts, no I/O;
-//!    [`isolate`] puts the same tensor before a stage in all of them;
+//! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts; nothing is
+//!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
-//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`points_cmd`], [`adapters_cmd`];
+//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 

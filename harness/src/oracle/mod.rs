@@ -4,7 +4,7 @@
 //! so its only error is that of float64 sums, some 10⁻¹³ of what an fp32 implementation shows.
 //!
 //! Reading order: [`ops`] are the operations; [`forward`] is the pass, a page; [`trace`] keeps every
-//! stage of it; [`replay`] recomputes one stage from an implementation's own captured inputs, and
+//! stage of it; [`inputs`] says what a stage reads, [`replay`] recomputes it from there, and
 //! [`bounds`] says how far rounding may take that stage from it; [`norm_checks`] looks at layer norms
 //! before their gain and bias.
 //!
@@ -13,6 +13,7 @@
 
 pub mod bounds;
 mod forward;
+mod inputs;
 pub mod norm_checks;
 pub mod ops;
 pub mod replay;
