@@ -70,7 +70,10 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
     let mut add = |all: &mut Vec<Finding>, found: Vec<Finding>| {
         all.extend(found.into_iter().filter(|f| known.insert(f.place())));
     };
-    let own = ours().filter(|r| r.kind == RowKind::Own && r.point.stage != Stage::Generated);
+    // What came in not finite comes out so, and equals nothing.
+    let spread = |r: &Row| r.metrics.as_ref().is_some_and(|m| m.worst_values == [None, None]);
+    let own = ours()
+        .filter(|r| r.kind == RowKind::Own && r.point.stage != Stage::Generated && !spread(r));
     add(&mut all, own.filter_map(finding).collect());
     add(&mut all, (0..plan.cases.len()).flat_map(|case| fed(run, case)).collect());
     add(&mut all, intervals::findings(run));

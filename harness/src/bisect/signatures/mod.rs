@@ -24,6 +24,8 @@ mod rounding;
 pub mod site;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use llorch_trace::Stage;
 

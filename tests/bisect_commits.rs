@@ -1,0 +1,128 @@
+//! `llorch-diff bisect --commits` in a small repository whose engine gets a bug.
+#![allow(clippy::disallowed_methods)] // a test starts the programs that it tests
+
+mod run_support;
+
+use std::path::PathBuf;
+
+use run_support::{diff, texts};
+
+#[test]
+fn the_first_bad_commit_is_found_without_touching_the_checkout() {
+    let place = Place::new();
+    let git = |words: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+            .args(words)
+            .current_dir(place.path(""))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
+        texts(&output).0.trim().to_string()
+    };
+    git(&["init", "--quiet"]);
+    let engine = "import os, shlex, sys\n\
+        words = shlex.split(os.environ['BUG_ADAPTER'])\n\
+        while '=' in words[0]:\n    os.environ.update([words.pop(0).split('=', 1)])\n\
+        os.execvp(words[0], words + open('built').read().split())\n";
+    std::fs::write(place.path("engine.py"), engine).unwrap();
+    let build = "import shutil, sys\nsys.exit('broken' in open('source').read() or shutil.copy('source', 'built') is None)\n";
+    std::fs::write(place.path("build.py"), build).unwrap();
+    let commits = [
+        ("the first", ""),
+        ("still right", " "),
+        ("does not build", "broken"),
+        ("right again", ""),
+        ("faster projection", "--bug transposed:layer=1"),
+        ("the last", "--bug transposed:layer=1 "),
+    ];
+    for (subject, source) in commits {
+        std::fs::write(place.path("source"), source).unwrap();
+        git(&["add", "engine.py", "build.py", "source"]);
+        git(&["commit", "--quiet", "-m", subject]);
+    }
+    std::fs::write(place.path("source"), "not committed").unwrap();
+    let bisect = |range: &str| {
+        diff()
+            .args([
+                "bisect",
+                "--quiet",
+                "--no-heal",
+                "--ref",
+                "none",
+                "--suite",
+                place.suite().to_str().unwrap(),
+            ])
+            .args([
+                "--subject",
+                "python3 engine.py",
+                "--commits",
+                range,
+                "--",
+                "python3",
+                "build.py",
+            ])
+            .env("BUG_ADAPTER", bug_adapter())
+            .current_dir(place.path(""))
+            .output()
+            .unwrap()
+    };
+    let output = bisect("HEAD~5..HEAD");
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    let mut lines = stdout.lines();
+    let first = lines.next().unwrap();
+    assert!(
+        first.starts_with("FIRST BAD COMMIT ") && first.ends_with(" faster projection"),
+        "{stdout}"
+    );
+    let second = lines.next().unwrap();
+    assert!(
+        second.starts_with("FIRST CAUSE h.1.attn.out · layer 1 ")
+            && second.ends_with("matches after transpose"),
+        "{stdout}"
+    );
+
+    // Ends that are not what they are said to be.
+    for (range, said) in [("HEAD~5..HEAD~4", "said to be bad"), ("HEAD~1..HEAD", "said to be good")]
+    {
+        let output = bisect(range);
+        assert_eq!(output.status.code(), Some(2), "{}", texts(&output).1);
+        assert!(texts(&output).1.contains(said), "{}", texts(&output).1);
+    }
+    assert_eq!(std::fs::read_to_string(place.path("source")).unwrap(), "not committed");
+    assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
+    assert_eq!(git(&["status", "--porcelain", "--untracked-files=no"]), "M source");
+}
+
+/// A folder with a suite of one short case.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let suite = "schema = \"llorch.suite/1\"\n[[case]]\nname = \"short\"\n\
+            prompt = \"The old man walked down the road\"\n\
+            ids = [464, 1468, 582, 6807, 866, 262, 2975]\nmax_new_tokens = 3\n";
+        std::fs::write(dir.path().join("suite.toml"), suite).unwrap();
+        Place { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn suite(&self) -> PathBuf {
+        self.path("suite.toml")
+    }
+}
+
+/// The command of the NumPy adapter with bugs.
+fn bug_adapter() -> String {
+    let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
+    assert!(setup.status.success(), "{}", texts(&setup).1);
+    let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
+    command.trim().replace("/numpy/adapter.py", "/bug/adapter.py")
+}
