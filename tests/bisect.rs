@@ -151,10 +151,13 @@ fn a_subject_that_cannot_inject_is_explained() {
     assert_eq!(told, [("h.1.resid_mid", Some(false)), ("h.2.mlp.act", Some(true))], "{found:#}");
 }
 
+/// Two bugs, and the point and signature of two causes.
+type Pair = (&'static [&'static str], [(&'static str, &'static str); 2]);
+
 #[test]
 fn two_bugs_are_two_causes_in_order() {
     let place = Place::new();
-    let pairs: [(&[&str], [(&str, &str); 2]); 3] = [
+    let pairs: [Pair; 3] = [
         (
             &["transposed:layer=3", "eps:layer=0:which=ln_1"],
             [("h.0.ln_1", "eps"), ("h.3.attn.out", "transposed")],

@@ -22,12 +22,12 @@ type Inverse<'a> = &'a dyn Fn(f64, f64) -> f64;
 
 pub fn test(site: &Site<'_>, found: &mut Found) {
     let Some(norm) = Norm::of(site) else { return };
+    norm.unbiased(found);
+    // Before what has no word: close to the bound, several may fit.
+    norm.other_eps(found);
     norm.variances(found);
     norm.parameters(found);
     norm.inputs(found);
-    if found.all.is_empty() {
-        norm.other_eps(found);
-    }
     norm.rounded(found);
     if found.all.is_empty() {
         norm.reduced(found);
@@ -83,13 +83,18 @@ impl<'a> Norm<'a> {
         Some(self.site.target().fits(|i| values[i], |i| off[i].bound))
     }
 
-    fn variances(&self, found: &mut Found) {
-        let n = self.x.ncols() as f64;
-        let (x, eps) = (&self.x, self.eps);
+    fn unbiased(&self, found: &mut Found) {
+        let (n, eps) = (self.x.ncols() as f64, self.eps);
         let own = (&self.weight, &self.bias);
         found.test("unbiased_variance", "with the variance over E − 1", || {
-            self.with(x, own, eps, true, &|v, _| 1.0 / (v * n / (n - 1.0) + eps).sqrt())
+            self.with(&self.x, own, eps, true, &|v, _| 1.0 / (v * n / (n - 1.0) + eps).sqrt())
         });
+    }
+
+    /// Other ways to scale the deviations, that have no word.
+    fn variances(&self, found: &mut Found) {
+        let (x, eps) = (&self.x, self.eps);
+        let own = (&self.weight, &self.bias);
         found.test(None, "with eps added to the standard deviation", || {
             self.with(x, own, eps, true, &|v, _| 1.0 / (v.sqrt() + eps))
         });
