@@ -64,13 +64,20 @@ fn a_saved_run_is_judged_again_offline_by_other_tolerances() {
     assert_eq!((code, &same["rows"]), (Some(0), &saved["rows"]), "{stderr}");
     // Equal to itself, but to the oracle only within rounding.
     let (strict, code, _) = judge(&["--tolerance", "qkv=1e-12"]);
-    run_support::assert_conforms("result", &strict);
+    assert_conforms("result", &strict);
     assert_eq!((code, &strict["verdict"]), (Some(1), &"FAIL".into()));
     assert_eq!(strict["tolerances"], serde_json::json!({ "2": 1e-12 }));
     let failed = rows(&strict, &[("verdict", "FAIL")]);
     assert!(failed.iter().all(|r| r["checkpoint"] == 2 && r["kind"] == "oracle"), "{failed:#?}");
     let (_, code, stderr) = judge(&["--tolerance", "nosuch=1"]);
     assert!(code == Some(2) && stderr.contains("no checkpoint \"nosuch\""), "{stderr}");
+
+    let limits = diff().args(["limits", out, "--format", "json"]).output().unwrap();
+    let limits: Value = serde_json::from_str(&texts(&limits).0).unwrap();
+    assert_conforms("limits", &limits);
+    assert_eq!(limits["limits"].as_array().unwrap().len(), 20, "every stage");
+    let nobody = diff().args(["limits", out, "--of", "nobody"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(2), "{}", texts(&nobody).1);
 
     // Without the weights the totals are still judged, and the rest is said to be unchecked.
     let evidence = std::path::Path::new(out).join("evidence.json");
