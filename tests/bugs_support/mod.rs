@@ -262,8 +262,9 @@ pub fn table(outcomes: &[Outcome]) -> String {
         }
     }
     let sum = counts.values().fold((0, 0), |sum, c| (sum.0 + c.0, sum.1 + c.1));
+    text.push('\n');
     for (file, (found, all)) in &counts {
-        writeln!(text, "{file}: {found} of {all}").unwrap();
+        writeln!(text, "- {file}: {found} of {all}").unwrap();
     }
     writeln!(text, "\n{} of {} seeded bugs above the detection limit are found", sum.0, sum.1)
         .unwrap();
