@@ -131,7 +131,7 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
     let mut evidence = Vec::new();
     for one in saved.implementations {
         let bundle =
-            one.bundle.as_ref().map(|name| Bundle::open(&dir.join(file_name(name)))).transpose()?;
+            one.bundle.as_ref().map(|name| whole(&dir.join(file_name(name)))).transpose()?;
         evidence.push(Evidence {
             name: one.name,
             role: one.role,
@@ -197,6 +197,13 @@ fn weights(saved: &Path, model: &ModelRecord) -> Result<(PathBuf, Oracle), Strin
     Ok((dir, oracle))
 }
 
+/// A bundle whose tensors are those that were saved: a damaged disk must not accuse an engine.
+fn whole(dir: &Path) -> Result<Bundle, SavedError> {
+    let bundle = Bundle::open(dir)?;
+    bundle.verify()?;
+    Ok(bundle)
+}
+
 fn write_oracle(dir: &Path, oracle: &BTreeMap<String, Continuation>) -> Result<(), SavedError> {
     let mut writer = BundleWriter::create(dir)?;
     for (case, continuation) in oracle {
@@ -216,7 +223,7 @@ fn read_oracle(
     if cases.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let bundle = Bundle::open(dir)?;
+    let bundle = whole(dir)?;
     let mut oracle = BTreeMap::new();
     for case in plan.cases.iter().filter(|c| cases.contains(&c.name)) {
         let mut logits = Vec::new();

@@ -67,9 +67,22 @@ pub enum Stop {
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
+// An object only: a struct alone would read a list as its fields in order.
+#[serde(try_from = "serde_json::Map<String, Value>")]
 pub struct StreamOptions {
-    #[serde(default)]
     pub include_usage: bool,
+}
+
+impl TryFrom<serde_json::Map<String, Value>> for StreamOptions {
+    type Error = &'static str;
+
+    fn try_from(fields: serde_json::Map<String, Value>) -> Result<StreamOptions, &'static str> {
+        match fields.get("include_usage") {
+            None | Some(Value::Null) => Ok(StreamOptions { include_usage: false }),
+            Some(Value::Bool(include_usage)) => Ok(StreamOptions { include_usage: *include_usage }),
+            Some(_) => Err("include_usage is not true or false"),
+        }
+    }
 }
 
 /// A request that can be run.

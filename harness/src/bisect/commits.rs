@@ -267,10 +267,21 @@ impl Search<'_> {
                 RunError::Environment(format!("failed to bisect commits: {failure}")).into()
             );
         }
-        print(&format!(
-            "FIRST BAD COMMIT {}, or one of the {skipped} before it that could not be tested",
-            here.told(bad)?
-        ))?;
+        // What was found at the last commit that could be tested.
+        let answer = fs::read_to_string(self.answers.join(answer_name(bad, self.args)))?;
+        print(&match self.args.format {
+            Form::Text => format!(
+                "FIRST BAD COMMIT {}, or one of the {skipped} before it that could not be tested\n{answer}",
+                here.told(bad)?
+            ),
+            Form::Json => {
+                let mut answer: serde_json::Value = serde_json::from_str(&answer)?;
+                answer["commit"] = serde_json::Value::Null;
+                answer["commit_or_before"] = bad.into();
+                answer["commits_untested"] = skipped.into();
+                serde_json::to_string_pretty(&answer)?
+            }
+        })?;
         Ok(ExitCode::from(4))
     }
 }

@@ -26,6 +26,7 @@ pub fn json(answer: &Answer<'_>) -> Value {
         "between": answer.between().map(|(after, point)| json!([after, point])),
         "unchecked": answer.unchecked,
         "failure": answer.failure,
+        "odd": answer.result.odd.iter().filter(|o| o.name != *answer.name).collect::<Vec<_>>(),
         "notes": answer.notes,
         "reproduce": first.map(|row| reproduce(answer.result, row)),
     })

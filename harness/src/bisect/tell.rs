@@ -238,6 +238,9 @@ fn nothing(answer: &Answer<'_>) -> Vec<String> {
         (None, true) => lines.push("NO DIVERGENCE".into()),
     }
     lines.push(agreement(answer));
+    for odd in answer.result.odd.iter().filter(|odd| odd.name != *answer.name) {
+        lines.push(format!("wrong by the float64 oracle: {}", report::wrong(odd)));
+    }
     if !answer.unchecked.is_empty() {
         lines.push(format!("checked by nobody: {}", folded(&answer.unchecked)));
     }
@@ -255,15 +258,20 @@ fn agreement(answer: &Answer<'_>) -> String {
     let mut heard: Vec<String> = result
         .references()
         .filter(|r| {
-            result.rows.iter().filter(compared).any(|row| row.a == *subject && row.b == r.name)
+            let here = |row: &&Row| row.a == *subject && row.b == r.name;
+            !result.odd.iter().any(|odd| odd.name == r.name)
+                && result.rows.iter().filter(compared).any(|row| here(&row))
         })
         .map(|r| r.name.clone())
         .collect();
     if answer.collected.truth.oracle.is_some() {
         heard.push("the float64 oracle".into());
     }
-    let cases = result.cases.len();
-    format!("{subject} agrees with {} in {cases} cases", listed(&heard))
+    let cases = match result.cases.len() {
+        1 => "1 case".to_string(),
+        n => format!("{n} cases"),
+    };
+    format!("{subject} agrees with {} in {cases}", listed(&heard))
 }
 
 /// The heading of a difference that no oracle explains.

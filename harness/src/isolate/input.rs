@@ -230,7 +230,15 @@ fn write(
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder).map_err(|e| fail(&e))?;
     }
-    let values = numbers.values.iter().map(|v| *v as f32).collect();
+    let values: Vec<f32> = numbers.values.iter().map(|v| *v as f32).collect();
+    let overflow =
+        numbers.values.iter().zip(&values).find(|(x, y)| x.is_finite() && !y.is_finite());
+    if let Some((x, _)) = overflow {
+        return Err(RunError::Usage(format!(
+            "the input of {point} holds {x:e}, which f32 can't hold; its largest is {:e}",
+            f32::MAX
+        )));
+    }
     write_npy(file, &Tensor::f32(numbers.shape.clone(), values)).map_err(|e| fail(&e))?;
     Ok(InputRecord {
         case: case.name.clone(),

@@ -148,7 +148,6 @@ impl<'a> Place<'a> {
     /// The class that local errors are held to, in every layer.
     fn class(&self) -> Class {
         match self.options.tolerances.of(self.point) {
-            Some(0.0) => Class::Exact,
             Some(t) => Class::Mixed(t),
             None => self.point.checkpoint().class,
         }
@@ -190,7 +189,10 @@ impl<'a> Place<'a> {
             false => (Verdict::Fail, failure(&c, &self.evidence[a].name, b)),
         };
         let mut row = self.row(kind, a, b, verdict, reason);
-        row.tolerance = c.tolerance;
+        // Where it hangs on logits that are not finite, none can be said.
+        if c.tolerance.is_finite() {
+            row.tolerance = c.tolerance;
+        }
         row.excerpt = match (verdict, self.options.values) {
             (_, n) if n > 0 => Some(excerpt(numbers.0, numbers.1, 0, 0, n)),
             (Verdict::Fail, _) => {

@@ -41,27 +41,32 @@ impl FromStr for Override {
             Some((name, value)) => {
                 let found = checkpoint(name);
                 let found = found.ok_or_else(|| format!("there is no checkpoint {name:?}"))?;
+                if found.class == Class::Exact {
+                    return Err(format!(
+                        "checkpoint {} ({}) compares for equality and has no tolerance",
+                        found.number, found.slug
+                    ));
+                }
                 (Some(found.number), value)
             }
         };
         match value.trim().parse::<f64>() {
-            Ok(t) if t.is_finite() && t >= 0.0 => Ok(Override { checkpoint: which, tolerance: t }),
-            _ => Err(format!("{value:?} is no tolerance; expected a number of 0 or more, as 1e-5")),
+            Ok(t) if t.is_finite() && t > 0.0 => Ok(Override { checkpoint: which, tolerance: t }),
+            _ => Err(format!("{value:?} is no tolerance; expected a number above 0, as 1e-5")),
         }
     }
 }
 
 impl Overrides {
-    /// Later ones win; one without a checkpoint sets all that have a tolerance above 0.
+    /// One without a checkpoint sets all that have a tolerance; one for a checkpoint goes before it,
+    /// whichever was given first, and of equals the later.
     pub fn new(all: &[Override]) -> Overrides {
         let mut by_checkpoint = BTreeMap::new();
-        for one in all {
+        for one in all.iter().filter(|one| one.checkpoint.is_none()) {
             let inexact = CHECKPOINTS.iter().filter(|c| c.class != Class::Exact).map(|c| c.number);
-            match one.checkpoint {
-                Some(number) => drop(by_checkpoint.insert(number, one.tolerance)),
-                None => by_checkpoint.extend(inexact.map(|n| (n, one.tolerance))),
-            }
+            by_checkpoint.extend(inexact.map(|n| (n, one.tolerance)));
         }
+        by_checkpoint.extend(all.iter().filter_map(|one| Some((one.checkpoint?, one.tolerance))));
         Overrides(by_checkpoint)
     }
 
@@ -85,12 +90,15 @@ mod tests {
     #[test]
     fn overrides_are_by_checkpoint_and_spare_what_is_exact() {
         let all: Vec<Override> =
-            ["1e-5", "scores=2e-5", "7=0"].iter().map(|t| t.parse().unwrap()).collect();
+            ["scores=2e-5", "1e-5", "7=3e-5"].iter().map(|t| t.parse().unwrap()).collect();
         let overrides = Overrides::new(&all);
         let of = |name: &str| overrides.of(name.parse().unwrap());
         assert_eq!((of("h.2.attn.q"), of("h.2.attn.scores")), (Some(1e-5), Some(2e-5)));
-        assert_eq!((of("h.0"), of("embeddings"), of("argmax")), (Some(0.0), None, None));
-        for text in ["", "x", "-1", "nan", "inf", "14=1e-5", "scores=", "scores=x"] {
+        assert_eq!((of("h.0"), of("embeddings"), of("argmax")), (Some(3e-5), None, None));
+        for text in [
+            "", "x", "-1", "0", "1e-400", "nan", "inf", "14=1e-5", "scores=", "scores=x",
+            "argmax=1",
+        ] {
             assert!(text.parse::<Override>().is_err(), "{text:?}");
         }
     }

@@ -16,7 +16,7 @@ mod view;
 use crate::result::RunResult;
 
 pub use numbers::{error, values};
-pub use sentences::verdict_line;
+pub use sentences::{verdict_line, wrong};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {

@@ -19,7 +19,13 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
     let against = if ran.is_empty() { "no reference".into() } else { list(&ran) };
     let what = match result.verdict {
         RunVerdict::Pass | RunVerdict::Warn => {
-            format!("{subject} matches {}", matches(result, checkpoints, passed))
+            let confirmed = confirmed(result);
+            match confirmed.iter().all(|(_, n)| *n == 0) && !confirmed.is_empty() {
+                true => {
+                    format!("{subject} is right by the float64 oracle; no reference confirms it")
+                }
+                false => format!("{subject} matches {}", matches(result, checkpoints, passed)),
+            }
         }
         RunVerdict::Fail => {
             let cause = result.odd.iter().find(|odd| odd.name == subject);

@@ -23,15 +23,17 @@ pub fn test(site: &Site<'_>, found: &mut Found) {
         let bound = |i: usize| 2.0 * site.u * (tokens[i / n][[0, i % n]].abs() + at(i).abs());
         site.target().fits(value, bound)
     };
-    for by in (-FAR..=FAR).filter(|by| *by != 0) {
-        found.test("positions_shifted", format!("with positions shifted by {by:+}"), || {
-            Some(fits(&|t| (past + t).saturating_add_signed(by).min(positions - 1)))
-        });
-    }
+    // In a decode step a shift of the one position fits these as well; they hold at other steps too.
     if site.step > 0 {
         found.test("positions_shifted", "with positions that restart at 0", || Some(fits(&|t| t)));
         found.test("positions_shifted", "with the position of the first decode step", || {
             Some(site.step > 1 && fits(&|t| prompt + t))
+        });
+    }
+    // The nearest first: what would lie before position 0 is taken to stay there.
+    for by in (1..=FAR).flat_map(|by| [by, -by]) {
+        found.test("positions_shifted", format!("with positions shifted by {by:+}"), || {
+            Some(fits(&|t| (past + t).saturating_add_signed(by).min(positions - 1)))
         });
     }
     let alone =
