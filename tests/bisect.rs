@@ -124,7 +124,7 @@ fn an_honest_subject_has_no_divergence() {
     let stdout = texts(&output).0;
     assert_eq!(output.status.code(), Some(0), "{stdout}");
     assert!(
-        stdout.starts_with("NO DIVERGENCE\nbug agrees with the float64 oracle in 1 cases\n"),
+        stdout.starts_with("NO DIVERGENCE\nbug agrees with the float64 oracle in 1 case\n"),
         "{stdout}"
     );
 }
