@@ -1,7 +1,7 @@
 //! How two tensors differ: pure arithmetic in float64, no files, no verdicts.
 
 use llorch_trace::tensor::unravel;
-use llorch_trace::{Dtype, Tensor};
+use llorch_trace::{Dtype, Stage, Tensor};
 
 use crate::result::{Excerpt, Metrics};
 
@@ -206,6 +206,15 @@ fn ulps(x: f64, y: f64, dtype: Dtype) -> u64 {
     rank(x).abs_diff(rank(y)).min(u64::MAX as u128) as u64
 }
 
+/// Whether an element means anything: of attention's [H, T, S] key j is visible to query t where
+/// j ≤ S − T + t; of everything else all do.
+pub fn is_visible(stage: Stage, shape: &[usize], i: usize) -> bool {
+    match (stage.is_causal(), shape) {
+        (true, &[_, t, s]) if s >= t => i % s <= s - t + (i / s) % t,
+        _ => true,
+    }
+}
+
 /// Some elements of both along the last axis, beginning a little before `flat`.
 pub fn excerpt(a: &Numbers, b: &Numbers, flat: usize, before: usize, n: usize) -> Excerpt {
     let row = a.shape.last().copied().unwrap_or(1).max(1);
@@ -308,5 +317,13 @@ mod tests {
         assert_eq!((e.from, e.a.len(), e.a[0]), (vec![1, 0], 4, Some(4.0)));
         let scalar = Numbers::f64(vec![], vec![7.0]);
         assert_eq!(excerpt(&scalar, &scalar, 0, 3, 8).a, [Some(7.0)]);
+    }
+
+    #[test]
+    fn masked_cells_are_those_of_later_keys() {
+        // Two queries behind one cached key.
+        let seen: Vec<bool> = (0..6).map(|i| is_visible(Stage::Probs, &[1, 2, 3], i)).collect();
+        assert_eq!(seen, [true, true, false, true, true, true]);
+        assert!(is_visible(Stage::Q, &[1, 2, 3], 2));
     }
 }

@@ -31,6 +31,20 @@ impl Case {
         self.max_new_tokens.max(1)
     }
 
+    /// The ids fed at a step: the prompt's, then one forced token a step.
+    pub fn fed(&self, step: usize) -> Vec<u32> {
+        match step.checked_sub(1) {
+            None => self.ids.clone(),
+            Some(before) => self.forced_ids.get(before).copied().into_iter().collect(),
+        }
+    }
+
+    /// Positions before a step.
+    pub fn past(&self, step: usize) -> usize {
+        let (t, s) = self.sizes(step);
+        s - t
+    }
+
     /// (T, S) of a step: tokens of this step, keys visible.
     pub fn sizes(&self, step: usize) -> (usize, usize) {
         match step {

@@ -221,6 +221,18 @@ pub struct Row {
     /// In pair rows that FAIL: which of the two is at fault, as far as the oracle can tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blame: Vec<String>,
+    /// Whether the row passes by what an adapter declares; `reason` says it to people.
+    #[serde(skip)]
+    pub deviation: Option<Deviates>,
+}
+
+/// How a declared deviation makes a row pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deviates {
+    /// It was declared for this point.
+    Declared,
+    /// It came in from a point for which it was.
+    Inherited,
 }
 
 /// An output less the float64 recomputation of its stage from the implementation's own inputs.
@@ -372,6 +384,7 @@ impl Row {
             inherited: None,
             ratio: None,
             blame: Vec::new(),
+            deviation: None,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use llorch_trace::Point;
+
 /// Writes to stdout at once, with a newline at the end. A reader that has gone (`| head`) is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
@@ -63,6 +65,14 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     (year_of_era + 400 * era + u64::from(month <= 2), month, day)
+}
+
+/// `h.*.attn.q` for `h.3.attn.q`.
+pub fn pattern(point: Point) -> String {
+    match point.layer {
+        Some(layer) => point.to_string().replacen(&layer.to_string(), "*", 1),
+        None => point.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The answer in words: where first, in one line; then why that is so.
 
+use crate::text::pattern;
 use llorch_trace::{CHECKPOINTS, Class, Point};
 
 use super::answer::Answer;
@@ -72,9 +73,8 @@ fn heading(answer: &Answer<'_>, cause: &Cause) -> String {
 /// `h.3.attn.out`, or `h.*.attn.out, 4 of 4 layers`.
 fn stage_of(cause: &Cause, point: Point, answer: &Answer<'_>) -> String {
     match (point.layer, cause.layers.len()) {
-        (Some(layer), n) if n > 1 => {
-            let name = point.to_string().replacen(&format!("h.{layer}"), "h.*", 1);
-            format!("{name}, {n} of {} layers", answer.collected.plan.dims.n_layer)
+        (Some(_), n) if n > 1 => {
+            format!("{}, {n} of {} layers", pattern(point), answer.collected.plan.dims.n_layer)
         }
         _ => point.to_string(),
     }
@@ -328,9 +328,7 @@ fn folded(points: &[Point]) -> String {
     for point in points {
         let layers = points.iter().filter(|p| p.stage == point.stage && p.layer.is_some()).count();
         let name = match point.layer {
-            Some(layer) if layers > 1 => {
-                point.to_string().replacen(&format!("h.{layer}"), "h.*", 1)
-            }
+            Some(_) if layers > 1 => pattern(*point),
             _ => point.to_string(),
         };
         if !names.contains(&name) {

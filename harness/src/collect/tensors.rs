@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::compare::is_visible;
 use llorch_trace::files::{read_npy, read_safetensors};
 use llorch_trace::protocol::{DRAWS, TensorMessage};
 use llorch_trace::{Dims, Dtype, Point, Tensor, TensorData};
@@ -108,13 +109,9 @@ pub fn remove_after_reading(message: &TensorMessage, out_dir: &Path) {
     }
 }
 
-/// The first element that counts and is NaN or infinite: of attention's [H, T, S] only the causal
-/// cells count, key j visible to query t where j ≤ S − T + t.
+/// The first element that means anything and is NaN or infinite.
 pub fn first_non_finite(tensor: &Tensor, point: Point) -> Option<String> {
-    let counts = |i: usize| match (point.stage.is_causal(), tensor.shape.as_slice()) {
-        (true, [_, t, s]) => i % s <= s - t + (i / s) % t,
-        _ => true,
-    };
+    let counts = |i: usize| is_visible(point.stage, &tensor.shape, i);
     let at = (0..tensor.len()).find(|&i| !tensor.get(i).is_finite() && counts(i))?;
     Some(format!("{} at {:?}", tensor.get(at), tensor.unravel(at)))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use llorch_trace::Dims;
 use serde::Serialize;
 
-use super::pairing::{self, Options, Outcome, pattern};
+use super::pairing::{self, Options, Outcome};
 use super::recipe;
 use super::show;
 use super::side::{Side, Understood};
@@ -15,6 +15,7 @@ use super::sizes::learn;
 use super::source::{self, LeftOut, SourceError};
 use crate::report::Format;
 use crate::result::{Row, RunVerdict, Unchecked, Verdict};
+use crate::text::pattern;
 
 pub const SCHEMA: &str = "llorch.compare/1";
 

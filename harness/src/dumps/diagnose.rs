@@ -4,6 +4,7 @@
 //! reads like the last block. So where a comparison fails, each tensor is held against the other
 //! side's tensors of other names, transposed, and multiplied by a constant.
 
+use crate::compare::is_visible;
 use llorch_trace::Stage;
 
 use super::side::{Key, Side};
@@ -68,11 +69,8 @@ fn matches(place: &Key, a: &Numbers, b: &Numbers) -> Option<f64> {
 
 /// Causal cells alone mean anything in scores and probabilities.
 pub fn counts(key: &Key, shape: &[usize]) -> impl Fn(usize) -> bool + use<> {
-    let (t, s) = match *shape {
-        [_, t, s] if key.point.stage.is_causal() && s >= t => (t, s),
-        _ => (0, 0),
-    };
-    move |i| t == 0 || i % s <= s - t + (i / s) % t
+    let (stage, shape) = (key.point.stage, shape.to_vec());
+    move |i| is_visible(stage, &shape, i)
 }
 
 fn distance(a: &Numbers, b: &Numbers) -> Option<f64> {

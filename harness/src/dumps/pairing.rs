@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::text::pattern;
 use llorch_trace::{Point, Stage};
 
 use super::diagnose::{Labelled, counts, explain};
@@ -87,14 +88,6 @@ fn fold(keys: &BTreeSet<&Key>) -> String {
     let (layers, steps, cases) =
         (count(layers, "layer"), count(steps, "step"), count(cases, "case"));
     format!("{name}{layers}{steps}{cases}")
-}
-
-/// `h.*.attn.q` for `h.3.attn.q`.
-pub fn pattern(point: Point) -> String {
-    match point.layer {
-        Some(layer) => point.to_string().replacen(&layer.to_string(), "*", 1),
-        None => point.to_string(),
-    }
 }
 
 fn row(

@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, pr
 use llorch_trace::Stage;
 
 use super::compare::{Compared, SourceRecord};
-use super::pairing::pattern;
 use crate::result::{Row, Verdict};
+use crate::text::pattern;
 
 /// Names listed of a source's tensors that have no place.
 const LISTED: usize = 6;

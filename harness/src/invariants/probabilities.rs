@@ -4,8 +4,8 @@
 use llorch_trace::{Point, Stage, Tensor};
 
 use super::finding::{Allowed, Finding, Here, named};
-use super::rows::is_visible;
 use super::runs::{Run, Subject};
+use crate::compare::is_visible;
 use crate::judge::point_tolerance;
 use crate::oracle::bounds::gamma;
 use crate::sampling::{Slack, replay, uncertain};

@@ -4,6 +4,7 @@ use llorch_trace::{Point, Stage, Tensor};
 
 use super::finding::{Finding, Here, named};
 use super::rule::Rule;
+use crate::compare::is_visible;
 
 /// A token's place in a tensor: `row` along the axis of tokens (of positions, for the cache), and
 /// how many keys it sees.
@@ -72,14 +73,6 @@ pub fn compare_whole(
     }
 }
 
-/// Of attention's [H, T, S] key j is visible to query t where j ≤ S − T + t; elsewhere all is.
-pub fn is_visible(stage: Stage, shape: &[usize], i: usize) -> bool {
-    match (stage.is_causal(), shape) {
-        (true, &[_, t, s]) => i % s <= s - t + (i / s) % t,
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,13 +87,5 @@ mod tests {
         assert_eq!(cells(Stage::Tokens, &[3], at(2, 9)), [2]);
         assert_eq!(cells(Stage::LogitsLast, &[5], at(0, 1)), [0; 0]);
         assert_eq!(cells(Stage::Argmax, &[], at(0, 1)), [0; 0]);
-    }
-
-    #[test]
-    fn masked_cells_are_those_of_later_keys() {
-        // Two queries behind one cached key.
-        let seen: Vec<bool> = (0..6).map(|i| is_visible(Stage::Probs, &[1, 2, 3], i)).collect();
-        assert_eq!(seen, [true, true, false, true, true, true]);
-        assert!(is_visible(Stage::Q, &[1, 2, 3], 2));
     }
 }

@@ -129,14 +129,11 @@ impl Inputs for Given<'_> {
     }
 
     fn ids(&self, step: usize) -> Vec<u32> {
-        match step.checked_sub(1) {
-            None => self.case.ids.clone(),
-            Some(before) => self.case.forced_ids.get(before).copied().into_iter().collect(),
-        }
+        self.case.fed(step)
     }
 
     fn past(&self, step: usize) -> usize {
-        if step == 0 { 0 } else { self.case.ids.len() + step - 1 }
+        self.case.past(step)
     }
 }
 

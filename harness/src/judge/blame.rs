@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llorch_trace::{Point, Stage};
 
-use super::oracle_rows::DEVIATES;
-use crate::result::{Row, RowKind, Verdict};
+use super::deviations;
+use crate::result::{Deviates, Row, RowKind, Verdict};
 
 /// Writes into each pair that FAILs which of the two is wrong there or before it, in the same case. It
 /// stays empty where neither is: then nobody is cleared. A pair that differs by what a declared
@@ -14,7 +14,7 @@ use crate::result::{Row, RowKind, Verdict};
 pub fn assign(rows: &mut [Row]) {
     let deviating: BTreeSet<(String, String, usize, Point)> = rows
         .iter()
-        .filter(|r| r.kind == RowKind::Oracle && r.reason == DEVIATES)
+        .filter(|r| r.kind == RowKind::Oracle && r.deviation == Some(Deviates::Inherited))
         .map(|r| (r.a.clone(), r.case.clone(), r.step, r.point))
         .collect();
     // The first place, as data flows, at which an implementation is wrong in a case.
@@ -41,8 +41,7 @@ pub fn assign(rows: &mut [Row]) {
             deviating.contains(&(name.clone(), row.case.clone(), row.step, made_of))
         };
         if row.blame.is_empty() && (deviates(&row.a) || deviates(&row.b)) {
-            row.verdict = Verdict::Pass;
-            row.reason = DEVIATES.into();
+            deviations::inherit(row);
             row.excerpt = None;
         }
         if row.blame.len() == 1 {

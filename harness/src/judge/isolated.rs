@@ -144,14 +144,9 @@ impl<'a> Isolated<'a> {
     fn pair(&self, a: usize, b: usize, against_oracle: &[Row]) -> Row {
         let place = &self.place;
         let name = &place.evidence[b].name;
-        let (x, y) = match (&place.found[a], &place.found[b]) {
-            (Found::Tensor(x), Found::Tensor(y)) => (x, y),
-            (Found::Broken(reason), _) | (_, Found::Broken(reason)) => {
-                return place.row(RowKind::Pair, a, name, Verdict::Error, reason.clone());
-            }
-            (Found::Unchecked(reason), _) | (_, Found::Unchecked(reason)) => {
-                return place.row(RowKind::Pair, a, name, Verdict::Unchecked, reason.clone());
-            }
+        let (x, y) = match place.both(a, b) {
+            Ok(both) => both,
+            Err(row) => return *row,
         };
         let of = |n: &Numbers, i: usize| {
             self.replayed(n).and_then(|r| r.bounds.get(i)).map_or(0.0, |pair| pair.bound)

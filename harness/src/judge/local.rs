@@ -28,14 +28,11 @@ impl Inputs for Captured<'_> {
         if let Some(shown) = self.tensor(step, Point::new(Stage::Tokens)) {
             return shown.values.iter().map(|id| id.max(0.0) as u32).collect();
         }
-        match step.checked_sub(1) {
-            None => self.case.ids.clone(),
-            Some(before) => self.case.forced_ids.get(before).copied().into_iter().collect(),
-        }
+        self.case.fed(step)
     }
 
     fn past(&self, step: usize) -> usize {
-        if step == 0 { 0 } else { self.case.ids.len() + step - 1 }
+        self.case.past(step)
     }
 }
 

@@ -29,6 +29,7 @@ mod tolerance;
 
 use std::collections::BTreeMap;
 
+use crate::compare::is_visible;
 use llorch_trace::{Class, Dims, Point, Stage};
 
 use self::oracle_rows::OracleRows;
@@ -153,12 +154,11 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// True for the flat indices that mean anything: of attention cells the causal ones, key j
-    /// visible to query t where j ≤ S − T + t.
+    /// True for the flat indices that mean anything.
     fn counts(&self) -> impl Fn(usize) -> bool + use<> {
         let (t, s) = self.case.sizes(self.step);
-        let causal = self.point.stage.is_causal();
-        move |i| !causal || i % s <= s - t + (i / s) % t
+        let (stage, shape) = (self.point.stage, self.point.shape(self.dims, t, s));
+        move |i| is_visible(stage, &shape, i)
     }
 
     fn row(&self, kind: RowKind, a: usize, b: &str, verdict: Verdict, reason: String) -> Row {
@@ -169,6 +169,19 @@ impl<'a> Place<'a> {
             reason,
             ..Row::new(case, self.step, self.point, kind, name, b)
         }
+    }
+
+    /// What two implementations gave, or the row that says why that can't be compared.
+    fn both(&self, a: usize, b: usize) -> Result<(&Numbers, &Numbers), Box<Row>> {
+        let (verdict, reason) = match (&self.found[a], &self.found[b]) {
+            (Found::Tensor(x), Found::Tensor(y)) => return Ok((x, y)),
+            (Found::Broken(reason), _) | (_, Found::Broken(reason)) => (Verdict::Error, reason),
+            (Found::Unchecked(reason), _) | (_, Found::Unchecked(reason)) => {
+                (Verdict::Unchecked, reason)
+            }
+        };
+        let name = &self.evidence[b].name;
+        Err(Box::new(self.row(RowKind::Pair, a, name, verdict, reason.clone())))
     }
 
     /// A row with its figures; a FAIL says how many elements exceed and shows those around the worst.

@@ -17,7 +17,7 @@ use crate::compare::{Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence, Plan};
 use crate::oracle::replay::{context_from_scores, inputs_of};
 use crate::oracle::{Job, Oracle, Replayed, Trace, Truth};
-use crate::result::{Role, Row, RowKind, Verdict};
+use crate::result::{Deviates, Role, Row, RowKind, Verdict};
 
 /// Rows by case, step and point; each has one row for every implementation that gave the tensor.
 #[derive(Debug, Default)]
@@ -43,7 +43,11 @@ impl OracleRows {
             Some(oracle) if options.stages => traces(plan, oracle),
             _ => BTreeMap::new(),
         };
-        let points = judged_points(plan);
+        let mut points = judged_points(plan);
+        if truth.oracle.is_none() || !options.stages {
+            // Of the continuation only the last logits are known; nothing else need be read.
+            points.retain(|p| p.stage == Stage::LogitsLast);
+        }
         let next = AtomicUsize::new(0);
         // Points are independent of one another: a thread takes the next that nobody has.
         let work = || {
@@ -75,9 +79,7 @@ impl OracleRows {
 
     /// A reference that is right there by itself, and by no deviation of its own.
     pub fn is_admitted(row: &Row) -> bool {
-        matches!(row.verdict, Verdict::Pass | Verdict::Warn)
-            && row.reason != DEVIATES
-            && !row.reason.contains(deviations::DECLARES)
+        matches!(row.verdict, Verdict::Pass | Verdict::Warn) && row.deviation.is_none()
     }
 
     /// The largest |logits − oracle| of the admitted references at a step: what honest rounding may
@@ -155,7 +157,7 @@ impl OracleRows {
         for e in
             evidence.iter().filter(|e| e.hello.as_ref().is_some_and(|h| !h.deviations.is_empty()))
         {
-            for case in &plan.cases {
+            'cases: for case in &plan.cases {
                 let mut deviant: Option<Point> = None;
                 for step in 0..case.steps() {
                     for point in &plan.points {
@@ -163,16 +165,15 @@ impl OracleRows {
                         let rows = self.rows.get_mut(&key).into_iter().flatten();
                         let Some(row) = rows.into_iter().find(|r| r.a == e.name) else { continue };
                         let local = row.local.as_ref().map(|l| l.verdict);
-                        if row.reason.contains(deviations::DECLARES) {
+                        if row.deviation == Some(Deviates::Declared) {
                             deviant.get_or_insert(*point);
                         } else if row.verdict == Verdict::Fail {
                             match (deviant, local) {
                                 (Some(_), Some(Verdict::Pass | Verdict::Warn)) => {
-                                    row.verdict = Verdict::Pass;
-                                    row.reason = DEVIATES.into();
+                                    deviations::inherit(row);
                                 }
                                 // Wrong by itself: what follows can't be told apart any more.
-                                _ => break,
+                                _ => continue 'cases,
                             }
                         }
                     }
@@ -181,9 +182,6 @@ impl OracleRows {
         }
     }
 }
-
-/// The reason of a row whose total error is a declared deviation's.
-pub const DEVIATES: &str = "inherited from a declared deviation; this stage is right by itself";
 
 /// Points with a row: those asked for, and the last logits where a choice of token hangs on them.
 fn judged_points(plan: &Plan) -> Vec<Point> {

@@ -3,7 +3,7 @@
 use llorch_trace::Stage;
 
 use super::oracle_rows::OracleRows;
-use super::{Found, Place, deviations, probabilities, tokens};
+use super::{Place, deviations, probabilities, tokens};
 use crate::compare::{Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 
@@ -22,14 +22,9 @@ pub fn rows(place: &Place<'_>, oracle: &OracleRows, rows: &mut Vec<Row>) {
 
 fn pair(place: &Place<'_>, oracle: &OracleRows, a: usize, b: usize) -> Row {
     let name = &place.evidence[b].name;
-    let (x, y) = match (&place.found[a], &place.found[b]) {
-        (Found::Tensor(x), Found::Tensor(y)) => (x, y),
-        (Found::Broken(reason), _) | (_, Found::Broken(reason)) => {
-            return place.row(RowKind::Pair, a, name, Verdict::Error, reason.clone());
-        }
-        (Found::Unchecked(reason), _) | (_, Found::Unchecked(reason)) => {
-            return place.row(RowKind::Pair, a, name, Verdict::Unchecked, reason.clone());
-        }
+    let (x, y) = match place.both(a, b) {
+        Ok(both) => both,
+        Err(row) => return *row,
     };
     if place.point.stage == Stage::NextProbs {
         let row = probabilities::pair(place, a, b, x, y);

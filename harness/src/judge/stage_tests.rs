@@ -8,7 +8,7 @@ use llorch_trace::{BundleWriter, Manifest, Point, Stage, Tensor, all_points};
 
 use super::*;
 use crate::oracle::{Inputs, Job, Oracle};
-use crate::result::{Role, RunVerdict};
+use crate::result::{Deviates, Role, RunVerdict};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -97,11 +97,11 @@ impl Inputs for Own<'_> {
     }
 
     fn ids(&self, step: usize) -> Vec<u32> {
-        if step == 0 { self.case.ids.clone() } else { vec![self.case.forced_ids[step - 1]] }
+        self.case.fed(step)
     }
 
     fn past(&self, step: usize) -> usize {
-        if step == 0 { 0 } else { self.case.ids.len() + step - 1 }
+        self.case.past(step)
     }
 }
 
@@ -205,6 +205,25 @@ fn a_declared_deviation_carries_on_without_blame_and_without_a_vote() {
     assert_eq!(find(&declared, "ours", "h.0.mlp.act", 0).ratio, None, "it has no vote");
     let too_much = deviating(1e-4);
     assert_eq!(too_much.odd[0].name, "ref");
+}
+
+#[test]
+fn after_a_stage_that_is_wrong_by_itself_a_declared_deviation_excuses_nothing() {
+    let bench = Bench::new();
+    let (table, wrong) = (scaled("h.0.mlp.act", 1.002), scaled("h.1.attn.out", 1.1));
+    let both = |point: Point, values: &mut Vec<f64>| {
+        table(point, values);
+        wrong(point, values);
+    };
+    let mut reference = bench.evidence("ref", Role::Reference, &both);
+    reference.hello.as_mut().unwrap().deviations =
+        vec![Deviation { point: "h.*.mlp.act".into(), bound: 5e-3, reason: "a table".into() }];
+    let verdicts = bench.judge(&[bench.evidence("ours", Role::Subject, &honest), reference]);
+    let deviation = |point: &str, step| find(&verdicts, "ref", point, step).deviation;
+    assert_eq!(deviation("h.0", 0), Some(Deviates::Inherited));
+    for (point, step) in [("h.1.attn.out", 0), ("h.1", 0), ("h.1.attn.out", 1), ("h.1", 1)] {
+        assert_eq!(deviation(point, step), None, "{point} at step {step}");
+    }
 }
 
 #[test]

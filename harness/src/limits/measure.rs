@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::compare::is_visible;
 use llorch_trace::{Class, Point, Stage};
 use ndarray::{ArrayView2, Axis};
 
-use crate::evidence::{Case, Evidence, Plan};
+use crate::evidence::{Evidence, Plan};
 use crate::judge::Captured;
 use crate::oracle::replay::block_input;
 use crate::oracle::{Inputs, Job, Oracle, OracleError, Replayed};
@@ -55,7 +56,7 @@ pub fn measure(
                 let Some(given) = captured.tensor(step, *point) else { continue };
                 let job = Job { step, inputs: &captured, u: given.dtype.unit_roundoff() };
                 let Some(replayed) = oracle.replay(*point, job)? else { continue };
-                let shown = Shown::of(*point, case, step, &replayed);
+                let shown = Shown::of(*point, &replayed);
                 let Some((warn, fail)) = shown.factor(&replayed) else { continue };
                 let place = Place { point: *point, case: case.name.clone(), step };
                 let eps = norm_eps(oracle, *point, &captured, step, &shown)?;
@@ -103,9 +104,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(point: Point, case: &Case, step: usize, replayed: &Replayed) -> Shown {
-        let (t, s) = case.sizes(step);
-        let causal = point.stage.is_causal();
+    fn of(point: Point, replayed: &Replayed) -> Shown {
         let class = |y: f64| match point.checkpoint().class {
             // One step of the dtype away is unequal; the bound is the smaller of the two.
             Class::Exact => f64::INFINITY,
@@ -115,7 +114,8 @@ impl Shown {
         let fail: Vec<f64> =
             values.iter().zip(&replayed.bounds).map(|(y, p)| p.bound.min(class(*y))).collect();
         let warn = fail.iter().zip(&replayed.bounds).map(|(fail, p)| fail.min(p.band)).collect();
-        let counts = (0..values.len()).map(|i| !causal || i % s <= s - t + (i / s) % t).collect();
+        let counts =
+            (0..values.len()).map(|i| is_visible(point.stage, &replayed.value.shape, i)).collect();
         Shown { warn, fail, counts }
     }
 

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use llorch_trace::Stage;
+use llorch_trace::{Point, Stage};
 use serde_json::json;
 
 use crate::run::RunError;
 use crate::saved;
-use crate::text::print;
+use crate::text::{pattern, print};
 
 pub use measure::{Limits, Place, measure};
 
@@ -123,8 +123,7 @@ fn figure(limit: f64) -> String {
 }
 
 fn label(stage: Stage) -> String {
-    let point = llorch_trace::Point::of_layer(stage, 0).to_string();
-    if stage.has_layer() { point.replacen("h.0", "h.*", 1) } else { point }
+    pattern(Point::of_layer(stage, 0))
 }
 
 fn at(place: &Place) -> String {

@@ -2,6 +2,7 @@
 
 use super::numbers::{error, list};
 use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
+use crate::text::pattern;
 use llorch_models::published;
 
 use crate::result::{
@@ -144,11 +145,10 @@ pub fn wrong(odd: &Odd) -> String {
 /// `h.3.attn.out`, or `h.*.attn.out in layers 1 and 3` where the same stage is wrong in several.
 fn at(odd: &Odd) -> String {
     match (odd.point.layer, &odd.layers[..]) {
-        (Some(layer), layers @ [_, _, ..]) => {
-            let all = odd.point.to_string().replacen(&format!("h.{layer}"), "h.*", 1);
+        (Some(_), layers @ [_, _, ..]) => {
             let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
             let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
-            format!("{all} in layers {}", list(&layers))
+            format!("{} in layers {}", pattern(odd.point), list(&layers))
         }
         _ => odd.point.to_string(),
     }

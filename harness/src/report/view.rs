@@ -1,6 +1,7 @@
 //! The rows of a result, grouped for the eye: by checkpoint, then by kind of point, layers, steps and
 //! cases folded onto the worst of them.
 
+use crate::text::pattern;
 use llorch_trace::Stage;
 
 use crate::result::{Implementation, Row, RowKind, RunResult, Status, Verdict};
@@ -111,11 +112,7 @@ fn line<'a>(subject: &str, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
     layers.sort_unstable();
     layers.dedup();
     let label = match layers[..] {
-        [_, _, ..] => rows[0].point.to_string().replacen(
-            &format!("h.{}", rows[0].layer.unwrap_or(0)),
-            "h.*",
-            1,
-        ),
+        [_, _, ..] => pattern(rows[0].point),
         _ => rows[0].point.to_string(),
     };
     Some(PointLine { label, folded: places.len(), verdict: overall(subject, &rows), worst, rows })

@@ -1,5 +1,6 @@
 //! One stage at one place: what it read, what it gave, what it should have given.
 
+use crate::compare::is_visible;
 use llorch_trace::{Class, Point, Stage};
 use ndarray::{Array2, Array3, ArrayD, Ix2, Ix3};
 
@@ -44,8 +45,7 @@ impl<'a> Site<'a> {
         if given.shape != honest.value.shape {
             return None;
         }
-        let (t, s) = sizes;
-        let counts = |i: usize| !point.stage.is_causal() || i % s <= s - t + (i / s) % t;
+        let counts = |i: usize| is_visible(point.stage, &given.shape, i);
         let counts: Vec<bool> = (0..given.values.len()).map(counts).collect();
         let excess = excess(point, &given, &honest);
         let over: Vec<bool> = excess.iter().zip(&counts).map(|(e, c)| *e > 1.0 && *c).collect();
