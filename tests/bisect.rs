@@ -4,10 +4,10 @@
 
 mod run_support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
-use std::sync::OnceLock;
 
+use run_support::seeded::{Short, subject};
 use run_support::{assert_conforms, diff, repository, texts};
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ const BUGS: [Seeded; 26] = [
 
 #[test]
 fn each_kind_of_bug_is_found_named_and_healed() {
-    let place = Place::new();
+    let place = Bisect::new();
     for Seeded { bug, point, signature, step } in BUGS {
         let (found, output) = place.found(&[bug], &[]);
         let cause = &found["causes"][0];
@@ -78,7 +78,7 @@ fn each_kind_of_bug_is_found_named_and_healed() {
 
 #[test]
 fn the_first_line_says_all_of_it() {
-    let place = Place::new();
+    let place = Bisect::new();
     let output = place.bisect(&subject(&["transposed:layer=3"]), &["--ref", "numpy"]);
     let stdout = texts(&output).0;
     let first = stdout.lines().next().unwrap();
@@ -119,7 +119,7 @@ fn the_first_line_says_all_of_it() {
 
 #[test]
 fn an_honest_subject_has_no_divergence() {
-    let place = Place::new();
+    let place = Bisect::new();
     let output = place.bisect(&subject(&[]), &["--ref", "none"]);
     let stdout = texts(&output).0;
     assert_eq!(output.status.code(), Some(0), "{stdout}");
@@ -131,7 +131,7 @@ fn an_honest_subject_has_no_divergence() {
 
 #[test]
 fn a_subject_that_cannot_inject_is_explained() {
-    let place = Place::new();
+    let place = Bisect::new();
     let filtered = |bugs: &[&str]| filtered("--without inject", &subject(bugs));
     let found = place.json(&filtered(&["erf_gelu:layer=1"]), &[]).0;
     let cause = &found["causes"][0];
@@ -156,7 +156,7 @@ type Pair = (&'static [&'static str], [(&'static str, &'static str); 2]);
 
 #[test]
 fn two_bugs_are_two_causes_in_order() {
-    let place = Place::new();
+    let place = Bisect::new();
     let pairs: [Pair; 3] = [
         (
             &["transposed:layer=3", "eps:layer=0:which=ln_1"],
@@ -194,7 +194,7 @@ fn two_bugs_are_two_causes_in_order() {
 
 #[test]
 fn where_inputs_are_hidden_there_is_an_interval() {
-    let place = Place::new();
+    let place = Bisect::new();
     let hide = "--hide 'h.*.attn.scores' --hide 'h.*.attn.probs'";
     let (found, output) = place.json(&filtered(hide, &subject(&["missing_scale:layer=1"])), &[]);
     assert_eq!(output.status.code(), Some(4), "{found:#}");
@@ -206,8 +206,8 @@ fn where_inputs_are_hidden_there_is_an_interval() {
 
 #[test]
 fn a_saved_run_is_judged_anew() {
-    let place = Place::new();
-    let out = place.path("out");
+    let place = Bisect::new();
+    let out = place.0.path("out");
     let out = out.to_str().unwrap();
     let run = diff()
         .args([
@@ -218,14 +218,14 @@ fn a_saved_run_is_judged_anew() {
             "--out",
             out,
             "--suite",
-            place.suite().to_str().unwrap(),
+            place.0.suite().to_str().unwrap(),
         ])
         .args(["--subject", &subject(&["transposed:layer=2", "erf_gelu:layer=3"])])
         .output()
         .unwrap();
     assert_eq!(run.status.code(), Some(1), "{}", texts(&run).1);
     // Whatever the saved rows say.
-    let file = place.path("out/result.json");
+    let file = place.0.path("out/result.json");
     let mut result: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
     result["rows"] = serde_json::json!([]);
     std::fs::write(&file, result.to_string()).unwrap();
@@ -247,7 +247,7 @@ fn a_saved_run_is_judged_anew() {
 
 #[test]
 fn a_wrong_shape_is_said_to_be_one() {
-    let place = Place::new();
+    let place = Bisect::new();
     let output = place.bisect(&subject(&["wrong_shape:point=h.2.mlp.out"]), &["--ref", "none"]);
     let stdout = texts(&output).0;
     assert_eq!(output.status.code(), Some(5), "{stdout}");
@@ -261,32 +261,17 @@ fn a_wrong_shape_is_said_to_be_one() {
     assert!(!stdout.contains("agrees"), "{stdout}");
 }
 
-/// A folder with a suite of one short case.
-struct Place {
-    dir: tempfile::TempDir,
-}
+/// `llorch-diff bisect` on the short suite.
+struct Bisect(Short);
 
-impl Place {
-    fn new() -> Place {
-        let dir = tempfile::tempdir().unwrap();
-        let suite = "schema = \"llorch.suite/1\"\n[[case]]\nname = \"short\"\n\
-            prompt = \"The old man walked down the road\"\n\
-            ids = [464, 1468, 582, 6807, 866, 262, 2975]\nmax_new_tokens = 3\n";
-        std::fs::write(dir.path().join("suite.toml"), suite).unwrap();
-        Place { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn suite(&self) -> PathBuf {
-        self.path("suite.toml")
+impl Bisect {
+    fn new() -> Bisect {
+        Bisect(Short::new())
     }
 
     fn bisect(&self, subject: &str, more: &[&str]) -> Output {
         diff()
-            .args(["bisect", "--quiet", "--suite", self.suite().to_str().unwrap()])
+            .args(["bisect", "--quiet", "--suite", self.0.suite().to_str().unwrap()])
             .args(["--subject", subject])
             .args(more)
             .output()
@@ -309,21 +294,7 @@ impl Place {
     }
 }
 
-/// The NumPy adapter with seeded bugs as a command line.
-fn subject(bugs: &[&str]) -> String {
-    static ADAPTER: OnceLock<String> = OnceLock::new();
-    let adapter = ADAPTER.get_or_init(|| {
-        let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
-        assert!(setup.status.success(), "{}", texts(&setup).1);
-        let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
-        let bug = command.trim().replace("/numpy/adapter.py", "/bug/adapter.py");
-        assert_ne!(bug, command.trim(), "not the adapter that was expected");
-        bug
-    });
-    bugs.iter().fold(adapter.clone(), |line, bug| format!("{line} --bug {bug}"))
-}
-
-/// The same, showing less.
+/// An adapter, showing less.
 fn filtered(options: &str, subject: &str) -> String {
     let script: &Path = &repository().join("tests/fixtures/filtered_adapter.py");
     format!("python3 -u '{}' {options} -- {subject}", script.display())

@@ -3,13 +3,12 @@
 
 mod run_support;
 
-use std::path::PathBuf;
-
+use run_support::seeded::{Short, bug_adapter};
 use run_support::{diff, texts};
 
 #[test]
 fn the_first_bad_commit_is_found_without_touching_the_checkout() {
-    let place = Place::new();
+    let place = Short::new();
     let git = |words: &[&str]| {
         let output = std::process::Command::new("git")
             .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
@@ -93,36 +92,4 @@ fn the_first_bad_commit_is_found_without_touching_the_checkout() {
     assert_eq!(std::fs::read_to_string(place.path("source")).unwrap(), "not committed");
     assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
     assert_eq!(git(&["status", "--porcelain", "--untracked-files=no"]), "M source");
-}
-
-/// A folder with a suite of one short case.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let dir = tempfile::tempdir().unwrap();
-        let suite = "schema = \"llorch.suite/1\"\n[[case]]\nname = \"short\"\n\
-            prompt = \"The old man walked down the road\"\n\
-            ids = [464, 1468, 582, 6807, 866, 262, 2975]\nmax_new_tokens = 3\n";
-        std::fs::write(dir.path().join("suite.toml"), suite).unwrap();
-        Place { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn suite(&self) -> PathBuf {
-        self.path("suite.toml")
-    }
-}
-
-/// The command of the NumPy adapter with bugs.
-fn bug_adapter() -> String {
-    let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
-    assert!(setup.status.success(), "{}", texts(&setup).1);
-    let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
-    command.trim().replace("/numpy/adapter.py", "/bug/adapter.py")
 }

@@ -13,17 +13,19 @@
 #![allow(clippy::disallowed_methods, reason = "a test starts the program that it tests")]
 
 mod bugs_support;
+mod run_support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bugs_support::data::{self, Bug};
-use bugs_support::{Bench, require_all, root, table};
+use bugs_support::{Bench, require_all, table};
+use run_support::repository;
 
 /// Of each file, one in so many runs in the ordinary test run.
 const ONE_IN: usize = 12;
 
 fn all() -> Vec<Bug> {
-    data::read_all(&root().join("tests/bugs"))
+    data::read_all(&repository().join("tests/bugs"))
 }
 
 #[test]

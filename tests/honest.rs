@@ -9,12 +9,13 @@
 //! ```
 #![allow(clippy::disallowed_methods, reason = "a test starts the program that it tests")]
 
-mod bugs_support;
+mod run_support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use bugs_support::{bug_adapter, command_of, diff, root};
+use run_support::seeded::{bug_adapter, command_of};
+use run_support::{diff, repository};
 use serde_json::Value;
 
 /// Adds every sum strictly in order.
@@ -31,7 +32,7 @@ fn run(arguments: &[&str]) -> (Value, Option<i32>) {
 
 /// The suite, and how many cases it has.
 fn suite(name: &str) -> (PathBuf, usize) {
-    let path = root().join("golden/suites").join(name);
+    let path = repository().join("golden/suites").join(name);
     let table: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
     let cases = table["case"].as_array().unwrap().len();
     (path, cases)

@@ -6,7 +6,8 @@ mod run_support;
 
 use std::collections::BTreeSet;
 
-use run_support::{Place, assert_conforms, diff, fake, repository, texts};
+use run_support::seeded::bug_adapter;
+use run_support::{Place, assert_conforms, diff, fake, texts};
 use serde_json::Value;
 
 const ALL: [&str; 16] = [
@@ -66,17 +67,6 @@ fn place() -> Place {
     place
 }
 
-/// The command line of the NumPy GPT-2 with seeded bugs.
-fn bug_adapter() -> String {
-    let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
-    assert!(setup.status.success(), "{}", texts(&setup).1);
-    let command = diff().args(["adapters", "command", "numpy"]).output().unwrap();
-    assert!(command.status.success(), "{}", texts(&command).1);
-    let command = texts(&command).0.trim().to_string();
-    let (before, _) = command.rsplit_once(' ').unwrap();
-    format!("{before} '{}'", repository().join("adapters/python/bug/adapter.py").display())
-}
-
 fn of_subject(place: &Place, subject: &str) -> (Value, i32, String) {
     invariants(place.command("invariants"), &["--threads", "2", "--subject", subject])
 }
@@ -103,7 +93,7 @@ fn the_engine_keeps_all_invariants_bit_for_bit() {
 #[test]
 fn an_honest_stranger_passes_within_tolerances() {
     let place = place();
-    let (report, code, stderr) = of_subject(&place, &bug_adapter());
+    let (report, code, stderr) = of_subject(&place, bug_adapter());
     assert_eq!((code, &report["verdict"]), (0, &"PASS".into()), "{stderr}\n{report:#}");
     assert_eq!(with_verdict(&report, "PASS"), set(&ALL));
     let rule = |invariant| row(&report, invariant)["rule"].as_str().unwrap().to_string();
@@ -197,7 +187,7 @@ fn a_prompt_too_short_to_show_anything_makes_it_incomplete() {
     let suite =
         "schema = \"llorch.suite/1\"\n[[case]]\nname = \"one\"\nids = [7]\nmax_new_tokens = 1\n";
     std::fs::write(place.path("suite.toml"), suite).unwrap();
-    let (report, code, stderr) = of_subject(&place, &bug_adapter());
+    let (report, code, stderr) = of_subject(&place, bug_adapter());
     assert_eq!((code, &report["verdict"]), (4, &"INCOMPLETE".into()), "{stderr}\n{report:#}");
     assert_eq!(with_verdict(&report, "UNCHECKED"), set(&["prefill", "masked", "causality"]));
 }

@@ -5,6 +5,7 @@
 
 mod run_support;
 
+use run_support::seeded::bug_adapter;
 use run_support::{assert_conforms, diff, rows, texts};
 use serde_json::Value;
 
@@ -122,7 +123,7 @@ fn without_a_bug_the_same_adapter_passes() {
             "--format",
             "json",
             "--subject",
-            &subject,
+            subject,
         ])
         .output()
         .unwrap();
@@ -130,14 +131,4 @@ fn without_a_bug_the_same_adapter_passes() {
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     let result: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(result["verdict"], "PASS", "{stderr}");
-}
-
-/// The command of the adapter with bugs, which shares the environment of the NumPy one.
-fn bug_adapter() -> String {
-    let setup = diff().args(["adapters", "setup", "numpy"]).output().unwrap();
-    assert!(setup.status.success(), "{}", texts(&setup).1);
-    let (command, _) = texts(&diff().args(["adapters", "command", "numpy"]).output().unwrap());
-    let bug = command.trim().replace("/numpy/adapter.py", "/bug/adapter.py");
-    assert_ne!(bug, command.trim(), "not the adapter that was expected");
-    bug
 }

@@ -5,8 +5,7 @@ pub mod data;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -14,40 +13,13 @@ use data::{Bug, Cause};
 use llorch_diff::oracle::Oracle;
 use serde_json::Value;
 
+use crate::run_support::seeded::bug_adapter;
+use crate::run_support::{diff, repository};
+
 /// Runs at the same time; each computes with one thread.
 const AT_ONCE: usize = 2;
 /// The token that equals another in the model `ties`; no prompt has it.
 const TWIN: usize = 50_000;
-
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-pub fn diff() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_llorch-diff"));
-    command.env_remove("NO_COLOR").env_remove("COLUMNS").env_remove("LLORCH_CPUD");
-    command
-}
-
-/// The command line of a reference, `NAME` or `NAME:VARIANT`, which is installed first where it isn't.
-pub fn command_of(reference: &str) -> String {
-    let run = |words: &[&str]| {
-        let output = diff().args(words).output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let name = reference.split(':').next().unwrap();
-    run(&["adapters", "setup", name]);
-    run(&["adapters", "command", reference]).trim().to_string()
-}
-
-/// The command line of the bug adapter, in the environment of the numpy reference.
-pub fn bug_adapter() -> String {
-    let command = command_of("numpy");
-    let (before, _) = command.rsplit_once(' ').unwrap();
-    format!("{before} '{}'", root().join("adapters/python/bug/adapter.py").display())
-}
 
 /// A bug and what became of it.
 pub struct Outcome {
@@ -68,7 +40,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
-        let text = std::fs::read_to_string(root().join("tests/bugs/cases.toml")).unwrap();
+        let text = std::fs::read_to_string(repository().join("tests/bugs/cases.toml")).unwrap();
         let table: toml::Table = text.parse().unwrap();
         let cases = table["case"].as_array().unwrap().iter().map(|case| {
             let case = case.as_table().unwrap().clone();
@@ -78,7 +50,7 @@ impl Bench {
         let bench = Bench {
             dir: tempfile::tempdir().unwrap(),
             written: AtomicUsize::new(0),
-            adapter: bug_adapter(),
+            adapter: bug_adapter().to_string(),
             cases,
         };
         bench.write_ties();
@@ -134,7 +106,7 @@ impl Bench {
     /// Nano, with the row of the token that follows the case `pair` copied to another token's: with
     /// tied embeddings, the largest logit is there twice.
     fn write_ties(&self) {
-        let nano = root().join("golden/models/nano");
+        let nano = repository().join("golden/models/nano");
         let ids = self.cases["pair"]["ids"].as_array().unwrap();
         let ids: Vec<u32> = ids.iter().map(|id| id.as_integer().unwrap() as u32).collect();
         let best = Oracle::open(&nano).unwrap().continue_greedily(&ids, 1).unwrap().ids[0] as usize;
