@@ -112,9 +112,59 @@ fn the_first_line_says_all_of_it() {
 
     let stdout = texts(&place.bisect(&subject(&["erf_gelu"]), &["--ref", "none"])).0;
     assert!(
-        stdout.starts_with("FIRST CAUSE h.*.mlp.act, 4 of 4 layers · step 0 · local "),
+        stdout.starts_with("FIRST CAUSE h.*.mlp.act · layers 0 to 3 · step 0 · local "),
         "{stdout}"
     );
+}
+
+#[test]
+fn a_mistake_in_several_layers_or_norms_is_one_cause() {
+    let place = Bisect::new();
+    // In layer 1 alone this is what √E for √D does to four heads: both are said.
+    let one = texts(&place.bisect(&subject(&["layer_scale:layer=1"]), &["--ref", "none"])).0;
+    assert!(one.contains("matches with the scale 1/√E\n"), "{one}");
+    assert!(
+        one.contains("it matches as well with scores divided by the layer's number\n"),
+        "{one}"
+    );
+    let (found, _) = place.found(&["layer_scale"], &[]);
+    let causes = found["causes"].as_array().unwrap();
+    assert_eq!(causes.len(), 1, "{found:#}");
+    assert_eq!(causes[0]["signature"], "scale_by_layer");
+    assert_eq!(causes[0]["layers"], serde_json::json!([1, 2, 3]));
+
+    let (found, _) = place.found(&["outside_eps:layer=0"], &[]);
+    let causes = found["causes"].as_array().unwrap();
+    assert_eq!((causes.len(), &causes[0]["also"][0]), (1, &"h.0.ln_2".into()), "{found:#}");
+
+    // The same kind of mistake with other figures in each layer.
+    let bugs = ["scaled_scores:layer=1:times=1.5", "scaled_scores:layer=3:times=1.25"];
+    let text = texts(&place.bisect(&subject(&bugs), &["--ref", "none"])).0;
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(" · layers 1 and 3 · "), "{first}");
+    assert!(first.ends_with("matches after scaling by 1.5 in layer 1"), "{first}");
+}
+
+#[test]
+fn tokens_are_shown_as_whole_numbers_beside_what_was_expected() {
+    let place = Bisect::new();
+    let text = texts(&place.bisect(&subject(&["second_best"]), &["--ref", "none"])).0;
+    let shown = |name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{text}"));
+        line.rsplit(' ').next().unwrap().parse::<u32>().unwrap_or_else(|e| panic!("{e}: {line}"))
+    };
+    assert_ne!(shown("bug:"), shown("expected:"), "{text}");
+}
+
+#[test]
+fn a_reference_that_broke_leaves_an_honest_engine_unconfirmed() {
+    let place = Bisect::new();
+    let broken = format!("broken={}", subject(&["wrong_shape:point=h.2.mlp.out"]));
+    let output = place.bisect(&subject(&[]), &["--ref", &broken]);
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(4), "{stdout}{stderr}");
+    assert!(stdout.starts_with("NO DIVERGENCE\n"), "{stdout}");
+    assert!(stdout.contains("INCOMPLETE: broken "), "{stdout}");
 }
 
 #[test]

@@ -82,6 +82,12 @@ fn the_first_bad_commit_is_found_without_touching_the_checkout() {
         "{stdout}"
     );
 
+    let told = stdout.lines().find(|l| l.starts_with("reproduce with: ")).unwrap();
+    let bad = git(&["rev-parse", "HEAD~1"]);
+    let expected =
+        format!("reproduce with: git checkout {bad} && python3 build.py && llorch-diff bisect ");
+    assert!(told.starts_with(&expected), "{told}");
+
     // Ends that are not what they are said to be.
     for (range, said) in [("HEAD~5..HEAD~4", "said to be bad"), ("HEAD~1..HEAD", "said to be good")]
     {
@@ -92,4 +98,43 @@ fn the_first_bad_commit_is_found_without_touching_the_checkout() {
     assert_eq!(std::fs::read_to_string(place.path("source")).unwrap(), "not committed");
     assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
     assert_eq!(git(&["status", "--porcelain", "--untracked-files=no"]), "M source");
+}
+
+#[test]
+fn an_interrupted_search_leaves_no_worktree() {
+    let place = Short::new();
+    let git = |words: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+            .args(words)
+            .current_dir(place.path(""))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
+        texts(&output).0.trim().to_string()
+    };
+    git(&["init", "--quiet"]);
+    git(&["commit", "--quiet", "--allow-empty", "-m", "one"]);
+    git(&["commit", "--quiet", "--allow-empty", "-m", "two"]);
+    // The build tells that it runs, and then takes its time.
+    let began = place.path("began");
+    let build = format!("import pathlib, time\npathlib.Path({began:?}).touch()\ntime.sleep(300)\n");
+    std::fs::write(place.path("build.py"), build).unwrap();
+    let build = place.path("build.py");
+    let mut search = diff()
+        .args(["bisect", "--quiet", "--ref", "none", "--subject", "engine"])
+        .args(["--commits", "HEAD~1..HEAD", "--", "python3", build.to_str().unwrap()])
+        .current_dir(place.path(""))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !began.exists() {
+        assert!(search.try_wait().unwrap().is_none(), "ended before it built");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(git(&["worktree", "list"]).lines().count(), 2);
+    let id = search.id().to_string();
+    std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert_eq!(search.wait().unwrap().code(), Some(130));
+    assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
 }

@@ -13,7 +13,7 @@ use crate::evidence::{Case, Evidence, Fault, FaultKind, Served};
 use crate::lineup::file_name;
 use crate::result::{Generation, Role};
 use crate::supervise::{AdapterCommand, Forced, Service};
-use crate::text::shorten;
+use crate::text::{count, shorten};
 
 /// The first line on its stdout.
 const LISTENING: &str = "listening on ";
@@ -37,7 +37,7 @@ pub fn ask(
         served.fault = Some(fault);
     } else {
         let (n, took) = (settings.plan.cases.len(), began.elapsed().as_secs_f64());
-        say(&format!("{name}: daemon: {n} cases over HTTP in {took:.1} s"));
+        say(&format!("{name}: daemon: {} over HTTP in {took:.1} s", count(n, "case")));
     }
     Some(served)
 }
@@ -61,7 +61,7 @@ pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str
     let fault = |kind, message| Fault { case: None, step: None, point: None, kind, message };
     evidence.faults.push(fault(FaultKind::Unsupported, "a daemon shows no tensors".into()));
     match client.ask(&settings.plan.cases, Wanted::of(settings), &mut served) {
-        Ok(()) => say(&format!("{name}: {} cases over HTTP", settings.plan.cases.len())),
+        Ok(()) => say(&format!("{name}: {} over HTTP", count(settings.plan.cases.len(), "case"))),
         Err(reason) => {
             say(&format!("{name}: {reason}"));
             evidence.faults.push(fault(FaultKind::Process, reason.clone()));

@@ -67,6 +67,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + 400 * era + u64::from(month <= 2), month, day)
 }
 
+/// `1 case`, `3 cases`.
+pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 /// `h.*.attn.q` for `h.3.attn.q`.
 pub fn pattern(point: Point) -> String {
     match point.layer {

@@ -7,8 +7,9 @@ use super::heal::{Surgery, heal};
 use super::pairs;
 use super::scan::{Judged, findings};
 use super::{explain, intervals};
-use crate::result::{Role, Row, RowKind, RunResult, Status, Verdict};
+use crate::result::{Implementation, Role, Row, RowKind, RunResult, Status, Verdict};
 use crate::saved::Collected;
+use crate::text::count;
 
 #[derive(Debug)]
 pub struct Answer<'a> {
@@ -82,7 +83,8 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// 0 nothing, 1 a cause, 4 an interval or not all of it checked, 5 the subject failed.
+    /// 0 nothing, 1 a cause, 4 an interval, not all of it checked or a reference broken, 5 the subject
+    /// failed.
     pub fn exit_code(&self) -> u8 {
         let precise = self.causes.iter().any(|c| c.first().after.is_none())
             || self.differs.as_ref().is_some_and(|d| !d.is_interval());
@@ -91,9 +93,14 @@ impl<'a> Answer<'a> {
             _ if precise => 1,
             _ if vague => 4,
             _ if self.failure.is_some() || !self.anything_compared() => 5,
-            _ if !self.unchecked.is_empty() => 4,
+            _ if !self.unchecked.is_empty() || self.broken_references().next().is_some() => 4,
             _ => 0,
         }
+    }
+
+    /// References that were asked for, and are missing or broke.
+    pub fn broken_references(&self) -> impl Iterator<Item = &'a Implementation> {
+        self.result.references().filter(|r| r.status != Status::Ok)
     }
 
     pub fn anything_compared(&self) -> bool {
@@ -112,7 +119,8 @@ impl<'a> Answer<'a> {
         if let Some(row) = worst {
             let (n, times) = (warned.len(), largest(&row));
             self.notes.push(format!(
-                "WARN at {n} places, up to {times:.1}× what rounding is expected to do ({} at step {} of {}): no cause",
+                "WARN at {}, up to {times:.1}× what rounding is expected to do ({} at step {} of {}): no cause",
+                count(n, "place"),
                 row.point, row.step, row.case
             ));
         }

@@ -23,6 +23,10 @@ pub struct Cause {
     pub findings: Vec<Finding>,
     pub layers: Vec<usize>,
     pub explanation: Option<Explanation>,
+    /// Others that explain the same places just as well; of two layers, those of both.
+    pub rivals: Vec<Explanation>,
+    /// Its words are those of the first layer; another layer's figures are others.
+    pub varies: bool,
     /// Of the places tested, those that the explanation explains, and all.
     pub explained: (usize, usize),
     /// At the first place, with the heads of all.
@@ -87,18 +91,29 @@ pub fn causes(run: &Judged<'_>, findings: Vec<Finding>) -> Vec<Cause> {
     merge_kin(all)
 }
 
-/// The same signature, or both without one; an interval is no other stage's signature.
+/// A signature that fits both, or both without one; an interval is no other stage's signature.
 fn alike(a: &Cause, b: &Cause) -> bool {
-    let (x, y) = (&a.explanation, &b.explanation);
-    let same = match (x, y) {
-        (Some(x), Some(y)) => x.slug == y.slug && (x.slug.is_some() || x.text == y.text),
+    let same = match (&a.explanation, &b.explanation) {
+        (Some(_), Some(_)) => common(a, b).next().is_some(),
         (None, None) => true,
         _ => false,
     };
     same && a.first().after.is_some() == b.first().after.is_some()
 }
 
+/// What explains both, the likeliest of the first in front.
+fn common<'a>(a: &'a Cause, b: &'a Cause) -> impl Iterator<Item = &'a Explanation> {
+    let all = |c: &'a Cause| c.explanation.iter().chain(&c.rivals);
+    all(a).filter(move |x| all(b).any(|y| alike_words(x, y)))
+}
+
 fn join(cause: &mut Cause, other: Cause) {
+    let mut both = common(cause, &other).cloned().collect::<Vec<_>>().into_iter();
+    let shared = both.next();
+    let theirs = |e: &Explanation| other.explanation.iter().chain(&other.rivals).any(|o| o == e);
+    cause.varies |= shared.as_ref().is_some_and(|e| !theirs(e));
+    cause.explanation = shared;
+    cause.rivals = both.collect();
     // Its heads are another layer's.
     cause.layers.extend(other.layers);
     cause.layers.sort_unstable();
@@ -133,9 +148,9 @@ fn are_kin(first: &Cause, other: &Cause) -> bool {
     let both = |family: &[Stage]| family.contains(&x) && family.contains(&y);
     let same_place = first.layers == other.layers && first.first().step == other.first().step;
     match () {
-        _ if !named || !alike(first, other) => false,
-        _ if both(&[Stage::Q, Stage::K, Stage::V]) => same_place,
-        _ if both(&[Stage::CacheK, Stage::CacheV]) => same_place,
+        _ if first.explanation.is_none() || !alike(first, other) => false,
+        _ if both(&[Stage::Q, Stage::K, Stage::V]) => named && same_place,
+        _ if both(&[Stage::CacheK, Stage::CacheV]) => named && same_place,
         // Norms have parameters of their own; what they share is how they are computed. The last one
         // is in no layer.
         _ if both(&[Stage::Ln1, Stage::Ln2, Stage::LnF]) => {
@@ -154,6 +169,8 @@ fn plain(findings: Vec<Finding>) -> Cause {
         findings,
         layers,
         explanation: None,
+        rivals: Vec::new(),
+        varies: false,
         explained: (0, 0),
         zoom: None,
         excerpt: None,
@@ -204,6 +221,7 @@ fn partition(
             if of_its_own { best.as_ref().is_some_and(|e| explains(t, e)) } else { joins(t) }
         });
         let asked = mine.iter().filter(|t| !t.carried).count();
+        let rivals = best.as_ref().map(|best| rivals(best, &mine)).unwrap_or_default();
         let mut zoom = mine.first().and_then(|t| t.zoom.clone());
         for other in mine.iter().skip(1).filter_map(|t| t.zoom.as_ref()) {
             zoom.iter_mut().for_each(|z| z.join_heads(other));
@@ -217,6 +235,7 @@ fn partition(
         let cause = plain(mine.into_iter().map(|t| t.finding).collect());
         causes.push(Cause {
             explanation: text,
+            rivals,
             explained: (explained, asked),
             zoom,
             excerpt,
@@ -229,6 +248,23 @@ fn partition(
         None => causes.push(plain(untested)),
     }
     causes
+}
+
+/// What explains every place that the best does. A factor is what many a mistake comes to, and says no
+/// more than the best.
+fn rivals(best: &Explanation, places: &[Tested]) -> Vec<Explanation> {
+    let mut found: Vec<Explanation> = Vec::new();
+    for other in places.iter().flat_map(|t| &t.explanations) {
+        let everywhere = || places.iter().all(|t| explains(t, other) || !explains(t, best));
+        if other.slug != Some("scaled")
+            && !alike_words(other, best)
+            && !found.iter().any(|e| alike_words(e, other))
+            && everywhere()
+        {
+            found.push(other.clone());
+        }
+    }
+    found
 }
 
 fn alike_words(a: &Explanation, b: &Explanation) -> bool {
@@ -266,7 +302,7 @@ fn tested(
     known.extend(quickly.unwrap_or_else(|| explanations(&site, None)));
     Tested {
         zoom: Some(Zoom::of(&site)),
-        excerpt: Some(excerpt(&site)),
+        excerpt: Some(excerpt(&site, &finding)),
         explanations: known,
         carried: is_carried_over(&site),
         finding,
@@ -276,9 +312,17 @@ fn tested(
 /// Values that are shown around the worst.
 const SHOWN: usize = 8;
 
-fn excerpt(site: &Site<'_>) -> Excerpt {
-    let larger = |a: &usize, b: &usize| site.excess[*a].total_cmp(&site.excess[*b]);
-    let worst = site.beyond().max_by(larger).unwrap_or(0);
+/// Around the element that the row names.
+fn excerpt(site: &Site<'_>, finding: &Finding) -> Excerpt {
+    let shape = &site.given.shape;
+    let named = finding.row.local.as_ref().map(|l| &l.worst).filter(|at| at.len() == shape.len());
+    let worst = match named {
+        Some(at) => at.iter().zip(shape).fold(0, |i, (at, size)| i * size + at),
+        None => {
+            let larger = |a: &usize, b: &usize| site.excess[*a].total_cmp(&site.excess[*b]);
+            site.beyond().max_by(larger).unwrap_or(0)
+        }
+    };
     crate::compare::excerpt(&site.given, &site.honest.value, worst, SHOWN / 2, SHOWN)
 }
 

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{Args, Form};
+use super::{Args, Form, tell};
 use crate::run::RunError;
 use crate::supervise::{
     AdapterCommand, Cleanup, ExitState, ToolEvent, ToolFailure, ToolFailureKind,
     remove_on_interrupt, run_tool, run_tool_with,
 };
-use crate::text::print;
+use crate::text::{print, shell_word};
 
 /// A build that takes longer hangs.
 const BUILD: Duration = Duration::from_secs(2 * 60 * 60);
@@ -62,11 +62,12 @@ pub fn run(args: &Args, range: &str) -> anyhow::Result<ExitCode> {
     if let Err(failure) = ended {
         return search.open(&here, &failure, &first);
     }
-    let answer = fs::read_to_string(answers.path().join(answer_name(&first, args)))?;
     let text = match args.format {
-        Form::Text => format!("FIRST BAD COMMIT {}\n{answer}", here.told(&first)?),
+        Form::Text => {
+            format!("FIRST BAD COMMIT {}\n{}", here.told(&first)?, search.text(&first)?)
+        }
         Form::Json => {
-            let mut answer: serde_json::Value = serde_json::from_str(&answer)?;
+            let mut answer = search.json(&first)?;
             answer["commit"] = first.into();
             serde_json::to_string_pretty(&answer)?
         }
@@ -113,8 +114,12 @@ fn answer_name(commit: &str, args: &Args) -> String {
 }
 
 fn ends(range: &str) -> anyhow::Result<(&str, &str)> {
-    let ends = range.split_once("..").map(|(a, b)| (a.trim(), b.trim_start_matches('.').trim()));
-    match ends {
+    if range.contains("...") {
+        return Err(usage(&format!(
+            "failed to read --commits {range:?}: three dots are another set of commits to git; expected GOOD..BAD"
+        )));
+    }
+    match range.split_once("..").map(|(a, b)| (a.trim(), b.trim())) {
         Some((good, "")) if !good.is_empty() => Ok((good, "HEAD")),
         Some((good, bad)) if !good.is_empty() => Ok((good, bad)),
         _ => Err(usage(&format!("failed to read --commits {range:?}; expected GOOD..BAD"))),
@@ -170,7 +175,8 @@ impl Repository {
 struct Worktree<'a> {
     repository: &'a Repository,
     dir: tempfile::TempDir,
-    _cleanup: Cleanup,
+    /// Of the checkout, and of git's record of it.
+    _cleanup: [Cleanup; 2],
 }
 
 impl<'a> Worktree<'a> {
@@ -179,7 +185,9 @@ impl<'a> Worktree<'a> {
         let cleanup = remove_on_interrupt(dir.path());
         let path = dir.path().join("tree").to_string_lossy().into_owned();
         git(&repository.top, &["worktree", "add", "--quiet", "--detach", &path, commit])?;
-        Ok(Worktree { repository, dir, _cleanup: cleanup })
+        let record = git(Path::new(&path), &["rev-parse", "--absolute-git-dir"])?;
+        let record = remove_on_interrupt(Path::new(&record));
+        Ok(Worktree { repository, dir, _cleanup: [cleanup, record] })
     }
 
     fn tree(&self) -> PathBuf {
@@ -253,6 +261,31 @@ impl Search<'_> {
         run_tool_with(command, ALL, None, &mut say).map(|_| ())
     }
 
+    /// What was found at a commit. The command that finds it again starts at that commit.
+    fn text(&self, commit: &str) -> anyhow::Result<String> {
+        let answer = fs::read_to_string(self.answers.join(answer_name(commit, self.args)))?;
+        let lines = answer.lines().map(|line| match line.strip_prefix(tell::REPRODUCE) {
+            Some(command) => format!("{}{}", tell::REPRODUCE, self.reproduce(commit, command)),
+            None => line.to_string(),
+        });
+        Ok(lines.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// The same as JSON.
+    fn json(&self, commit: &str) -> anyhow::Result<serde_json::Value> {
+        let answer = fs::read_to_string(self.answers.join(answer_name(commit, self.args)))?;
+        let mut answer: serde_json::Value = serde_json::from_str(&answer)?;
+        if let Some(command) = answer["reproduce"].as_str() {
+            answer["reproduce"] = self.reproduce(commit, command).into();
+        }
+        Ok(answer)
+    }
+
+    fn reproduce(&self, commit: &str, command: &str) -> String {
+        let build: Vec<String> = self.args.build.iter().map(|word| shell_word(word)).collect();
+        format!("git checkout {commit} && {} && {command}", build.join(" "))
+    }
+
     /// Git could not come to one commit.
     fn open(
         &self,
@@ -268,14 +301,14 @@ impl Search<'_> {
             );
         }
         // What was found at the last commit that could be tested.
-        let answer = fs::read_to_string(self.answers.join(answer_name(bad, self.args)))?;
         print(&match self.args.format {
             Form::Text => format!(
-                "FIRST BAD COMMIT {}, or one of the {skipped} before it that could not be tested\n{answer}",
-                here.told(bad)?
+                "FIRST BAD COMMIT {}, or one of the {skipped} before it that could not be tested\n{}",
+                here.told(bad)?,
+                self.text(bad)?
             ),
             Form::Json => {
-                let mut answer: serde_json::Value = serde_json::from_str(&answer)?;
+                let mut answer = self.json(bad)?;
                 answer["commit"] = serde_json::Value::Null;
                 answer["commit_or_before"] = bad.into();
                 answer["commits_untested"] = skipped.into();
@@ -335,9 +368,10 @@ mod tests {
     #[test]
     fn a_range_has_two_ends() {
         assert_eq!(ends("v1..main").unwrap(), ("v1", "main"));
-        assert_eq!(ends("v1...main").unwrap(), ("v1", "main"));
         assert_eq!(ends("v1..").unwrap(), ("v1", "HEAD"));
-        assert!(ends("v1").is_err() && ends("..main").is_err());
+        for wrong in ["v1", "..main", "v1...main", ""] {
+            assert!(ends(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

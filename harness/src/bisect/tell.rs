@@ -9,7 +9,10 @@ use super::pairs;
 use super::reproduce::reproduce;
 use crate::report;
 use crate::result::{Local, Row, RowKind, UncheckedKind, Verdict};
-use crate::text::listed;
+use crate::text::{count, listed};
+
+/// What stands in front of the command that finds just this again.
+pub const REPRODUCE: &str = "reproduce with: ";
 
 pub fn text(answer: &Answer<'_>) -> String {
     let mut lines = Vec::new();
@@ -22,11 +25,11 @@ pub fn text(answer: &Answer<'_>) -> String {
             );
         }
         (None, Some((first, others))) => {
-            lines.push(format!("FIRST CAUSE {}", heading(answer, first)));
+            lines.push(format!("FIRST CAUSE {}", heading(first)));
             lines.extend(evidence(answer, first));
             for other in others {
-                lines.push(format!("NEXT CAUSE {}", heading(answer, other)));
-                lines.extend(outcome(other));
+                lines.push(format!("NEXT CAUSE {}", heading(other)));
+                lines.extend(outcome(answer, other));
             }
         }
         (None, None) => lines.extend(nothing(answer)),
@@ -39,24 +42,24 @@ pub fn text(answer: &Answer<'_>) -> String {
     lines.extend(answer.notes.iter().cloned());
     lines.extend(unchecked(answer));
     lines.extend(
-        answer.first_row().map(|row| format!("reproduce with: {}", reproduce(answer.result, row))),
+        answer.first_row().map(|row| format!("{REPRODUCE}{}", reproduce(answer.result, row))),
     );
     lines.join("\n")
 }
 
 /// `h.3.attn.out · layer 3 · step 0 · local 41× the references · above the rounding bound · head 7 ·
 /// token 1 · matches after transpose`.
-fn heading(answer: &Answer<'_>, cause: &Cause) -> String {
+fn heading(cause: &Cause) -> String {
     let first = cause.first();
     let mut parts = Vec::new();
     if let Some((after, point)) = super::intervals::between(first) {
         let after = after.map_or("the input".to_string(), |p| p.to_string());
-        parts.push(format!("between {after} and {}", stage_of(cause, point, answer)));
+        parts.push(format!("between {after} and {}", stage_of(cause, point)));
     } else {
-        parts.push(stage_of(cause, first.point, answer));
+        parts.push(stage_of(cause, first.point));
     }
-    if let ([layer], Some(_)) = (&cause.layers[..], first.point.layer) {
-        parts.push(format!("layer {layer}"));
+    if first.point.layer.is_some() {
+        parts.push(layers(&cause.layers));
     }
     parts.push(format!("step {}", first.step));
     if let Some(local) = &first.row.local {
@@ -66,17 +69,32 @@ fn heading(answer: &Answer<'_>, cause: &Cause) -> String {
         parts.extend(zoom.head().map(|n| format!("head {n}")));
         parts.extend(zoom.token().map(|n| format!("token {n}")));
     }
-    parts.extend(cause.explanation.as_ref().map(|e| format!("matches {}", e.text)));
+    parts.extend(cause.explanation.as_ref().map(|e| match (cause.varies, first.point.layer) {
+        (true, Some(layer)) => format!("matches {} in layer {layer}", e.text),
+        _ => format!("matches {}", e.text),
+    }));
     parts.join(" · ")
 }
 
-/// `h.3.attn.out`, or `h.*.attn.out, 4 of 4 layers`.
-fn stage_of(cause: &Cause, point: Point, answer: &Answer<'_>) -> String {
+/// `h.3.attn.out`, or `h.*.attn.out` where several layers are wrong.
+fn stage_of(cause: &Cause, point: Point) -> String {
     match (point.layer, cause.layers.len()) {
-        (Some(_), n) if n > 1 => {
-            format!("{}, {n} of {} layers", pattern(point), answer.collected.plan.dims.n_layer)
-        }
+        (Some(_), n) if n > 1 => pattern(point),
         _ => point.to_string(),
+    }
+}
+
+/// `layer 3`, `layers 0 to 3`, `layers 0 and 2`.
+fn layers(layers: &[usize]) -> String {
+    match layers {
+        [layer] => format!("layer {layer}"),
+        [first, .., last] if layers.len() > 2 && last - first + 1 == layers.len() => {
+            format!("layers {first} to {last}")
+        }
+        _ => {
+            let names: Vec<String> = layers.iter().map(usize::to_string).collect();
+            format!("layers {}", listed(&names))
+        }
     }
 }
 
@@ -108,8 +126,12 @@ fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
     let first = cause.first();
     let row = &first.row;
     let checkpoint = &CHECKPOINTS[row.checkpoint as usize];
+    let layer = match (cause.layers.len() > 1, first.point.layer) {
+        (true, Some(layer)) => format!("layer {layer}, "),
+        _ => String::new(),
+    };
     let mut lines = vec![format!(
-        "checkpoint {} {}, case {}, {} against the float64 oracle{}",
+        "checkpoint {} {}, {layer}case {}, {} against the float64 oracle{}",
         checkpoint.number,
         checkpoint.name,
         row.case,
@@ -132,8 +154,8 @@ fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
     }
     lines.extend(references(answer, row));
     match &cause.excerpt {
-        Some(excerpt) => lines.extend(report::values(excerpt, &row.a, "recomputed")),
-        None => lines.extend(row.excerpt.iter().flat_map(|e| report::values(e, &row.a, &row.b))),
+        Some(excerpt) => lines.extend(report::values(row.point, excerpt, &row.a, "recomputed")),
+        None => lines.extend(row.excerpt.iter().flat_map(|e| report::row_values(row, e))),
     }
     if let (Some(_), (explained, tested)) = (&cause.explanation, cause.explained)
         && explained < tested
@@ -143,7 +165,8 @@ fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
     if cause.explanation.is_none() && cause.explained.1 > 0 {
         lines.push("no known mistake explains it within rounding".into());
     }
-    lines.extend(outcome(cause));
+    lines.extend(rivals(cause));
+    lines.extend(outcome(answer, cause));
     lines
 }
 
@@ -211,9 +234,17 @@ fn references(answer: &Answer<'_>, row: &Row) -> Option<String> {
     (!told.is_empty()).then(|| format!("local there of {}", listed(&told)))
 }
 
+/// Other mistakes that would have given the same figures.
+fn rivals(cause: &Cause) -> Option<String> {
+    let texts: Vec<String> = cause.rivals.iter().map(|e| e.text.clone()).collect();
+    (!texts.is_empty()).then(|| format!("it matches as well {}", texts.join("; ")))
+}
+
 /// What healing or explaining said.
-fn outcome(cause: &Cause) -> Option<String> {
+fn outcome(answer: &Answer<'_>, cause: &Cause) -> Option<String> {
+    let is_last = answer.causes.last().is_some_and(|last| std::ptr::eq(last, cause));
     Some(match (cause.heals, cause.explains) {
+        (Some(true), _) if is_last => "heals: with the oracle's tensors put there, all that follows is right",
         (Some(true), _) => "heals: with the oracle's tensors put there, what follows is right up to the next cause",
         (Some(false), _) => "does not heal: with the oracle's tensors put there, something that follows is still wrong",
         (None, Some(true)) => "explains everything: from here on the oracle arrives at the subject's logits",
@@ -241,6 +272,9 @@ fn nothing(answer: &Answer<'_>) -> Vec<String> {
     for odd in answer.result.odd.iter().filter(|odd| odd.name != *answer.name) {
         lines.push(format!("wrong by the float64 oracle: {}", report::wrong(odd)));
     }
+    for broken in answer.broken_references() {
+        lines.push(format!("INCOMPLETE: {} {}", broken.name, broken.reason));
+    }
     if !answer.unchecked.is_empty() {
         lines.push(format!("checked by nobody: {}", folded(&answer.unchecked)));
     }
@@ -267,10 +301,7 @@ fn agreement(answer: &Answer<'_>) -> String {
     if answer.collected.truth.oracle.is_some() {
         heard.push("the float64 oracle".into());
     }
-    let cases = match result.cases.len() {
-        1 => "1 case".to_string(),
-        n => format!("{n} cases"),
-    };
+    let cases = count(result.cases.len(), "case");
     format!("{subject} agrees with {} in {cases}", listed(&heard))
 }
 
@@ -307,7 +338,7 @@ fn row_evidence(row: &Row) -> Vec<String> {
     if !row.reason.is_empty() {
         lines.push(row.reason.clone());
     }
-    lines.extend(row.excerpt.iter().flat_map(|e| report::values(e, &row.a, &row.b)));
+    lines.extend(row.excerpt.iter().flat_map(|e| report::row_values(row, e)));
     lines
 }
 

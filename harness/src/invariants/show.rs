@@ -10,7 +10,7 @@ use crate::report::Style;
 use crate::report::numbers::{error, index, seconds, value};
 use crate::report::table::{bold, new_table, verdict_cell, whole_words};
 use crate::result::{RunVerdict, Verdict};
-use crate::text::listed;
+use crate::text::{count, listed};
 
 pub fn text(report: &Report, style: &Style) -> String {
     let mut out = String::new();
@@ -71,10 +71,7 @@ fn first_line(report: &Report) -> String {
         }
     };
     let total: u64 = report.rows.iter().map(|r| r.comparisons).sum();
-    let cases = match report.cases.len() {
-        1 => "1 case".to_string(),
-        n => format!("{n} cases"),
-    };
+    let cases = count(report.cases.len(), "case");
     format!(
         "{} · {what} · {} comparisons in {cases}, {} · model {}",
         report.verdict.name(),

@@ -78,9 +78,17 @@ struct Sums {
     of_band: f64,
     of_bound: f64,
     exceeding: usize,
-    /// The element with the largest ratio to its band, and that with the largest to its bound.
-    worst: Option<usize>,
-    beyond: Option<usize>,
+    /// The element with the largest ratio to its band, and that with the largest to its bound; of equal
+    /// ratios that which is off most.
+    worst: Option<Worst>,
+    beyond: Option<Worst>,
+}
+
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Worst {
+    ratio: f64,
+    off: f64,
+    at: usize,
 }
 
 impl Sums {
@@ -94,17 +102,21 @@ impl Sums {
         self.max_abs = self.max_abs.max(off);
         self.squares += off * off;
         self.of_class = self.of_class.max(of_class);
-        if self.worst.is_none() || of_band > self.of_band {
-            (self.worst, self.of_band) = (Some(i), of_band);
-        }
-        if self.beyond.is_none() || of_bound > self.of_bound {
-            (self.beyond, self.of_bound) = (Some(i), of_bound);
+        self.of_band = self.of_band.max(of_band);
+        self.of_bound = self.of_bound.max(of_bound);
+        for (known, ratio) in [(&mut self.worst, of_band), (&mut self.beyond, of_bound)] {
+            let larger = |w: &Worst| (ratio, off) > (w.ratio, w.off);
+            if known.as_ref().is_none_or(larger) {
+                *known = Some(Worst { ratio, off, at: i });
+            }
         }
     }
 
     fn local(self, given: &Numbers, replayed: &Replayed) -> Local {
         let finite = |v: f64| v.is_finite().then_some(v);
-        let worst = self.worst.unwrap_or(0);
+        // What is beyond its bound is shown where it is beyond it most: there stands the certificate.
+        let shown = if self.of_bound > 1.0 { self.beyond } else { self.worst };
+        let worst = shown.map_or(0, |w| w.at);
         let at = |n: &Numbers, i: usize| n.values.get(i).copied().and_then(finite);
         let bounds = |i: usize| replayed.bounds.get(i).copied().unwrap_or_default();
         let verdict = match () {
@@ -112,10 +124,10 @@ impl Sums {
             _ if self.of_band > 1.0 => Verdict::Warn,
             _ => Verdict::Pass,
         };
-        let certificate = self.beyond.filter(|_| self.of_bound > 1.0).map(|i| Certificate {
-            element: unravel(&given.shape, i),
-            error: finite((given.values[i] - replayed.value.values[i]).abs()),
-            bound: bounds(i).bound,
+        let certificate = self.beyond.filter(|_| self.of_bound > 1.0).map(|w| Certificate {
+            element: unravel(&given.shape, w.at),
+            error: finite(w.off),
+            bound: bounds(w.at).bound,
         });
         Local {
             max_abs: finite(self.max_abs),

@@ -48,7 +48,8 @@ pub struct Oracle {
     pub dims: Dims,
     /// `layer_norm_epsilon`.
     pub eps: f64,
-    scale_by_layer: bool,
+    /// Scores are divided by the layer's number as well, counted from 1.
+    pub scale_by_layer: bool,
     scale: bool,
 }
 

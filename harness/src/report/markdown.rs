@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::numbers::{error, index, tolerances, value};
+use super::numbers::{error, index, tolerances, value_at};
 use super::sentences::{checkpoint_sentence, input_line, place, verdict_line, wrong};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
 use super::{Renderer, Style, stages};
@@ -142,8 +142,8 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
     let failed = view.lines.iter().map(|l| l.worst);
     for r in failed.filter(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error)) {
         let values = r.metrics.as_ref().map(|m| {
-            let [a, b] = m.worst_values;
-            format!(" (worst {}: {} against {})", index(&m.worst), value(a), value(b))
+            let [a, b] = m.worst_values.map(|v| value_at(r.point, v));
+            format!(" (worst {}: {a} against {b})", index(&m.worst))
         });
         let what = format!(
             "{} {}–{} at {}: {}{}",

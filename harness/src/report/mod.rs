@@ -15,7 +15,7 @@ mod view;
 
 use crate::result::RunResult;
 
-pub use numbers::{error, values};
+pub use numbers::{error, row_values, values};
 pub use sentences::{verdict_line, wrong};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -1,6 +1,8 @@
 //! Figures as people read them.
 
-use crate::result::Excerpt;
+use llorch_trace::Point;
+
+use crate::result::{Excerpt, Row, RowKind};
 
 /// An error: two digits, `0` for exactly zero, `not finite` where it could not be formed.
 pub fn error(value: Option<f64>) -> String {
@@ -41,12 +43,29 @@ pub fn value(value: Option<f64>) -> String {
     }
 }
 
+/// One of the point's values: tokens are whole numbers.
+pub fn value_at(point: Point, of: Option<f64>) -> String {
+    match of {
+        Some(id) if point.is_integer() => format!("{id:.0}"),
+        v => value(v),
+    }
+}
+
+/// The two sides of a row.
+pub fn row_values(row: &Row, excerpt: &Excerpt) -> [String; 2] {
+    let b = if row.kind == RowKind::Own { "expected" } else { &row.b };
+    values(row.point, excerpt, &row.a, b)
+}
+
 /// Two lines, one a tensor.
-pub fn values(excerpt: &Excerpt, a: &str, b: &str) -> [String; 2] {
+pub fn values(point: Point, excerpt: &Excerpt, a: &str, b: &str) -> [String; 2] {
     let width = a.chars().count().max(b.chars().count());
     let line = |name: &str, values: &[Option<f64>]| {
-        let values: Vec<_> = values.iter().map(|v| value(*v)).collect();
-        format!("{name:<width$} from {}: {}", index(&excerpt.from), values.join(" "))
+        let values: Vec<_> = values.iter().map(|v| value_at(point, *v)).collect();
+        match excerpt.from[..] {
+            [] => format!("{:<2$} {}", format!("{name}:"), values.join(" "), width + 1),
+            _ => format!("{name:<width$} from {}: {}", index(&excerpt.from), values.join(" ")),
+        }
     };
     [line(a, &excerpt.a), line(b, &excerpt.b)]
 }

@@ -2,7 +2,7 @@
 
 use super::numbers::{error, list};
 use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
-use crate::text::pattern;
+use crate::text::{count, pattern};
 use llorch_models::published;
 
 use crate::result::{
@@ -100,10 +100,11 @@ fn input(isolate: &IsolateRecord) -> String {
 pub fn input_line(isolate: &IsolateRecord) -> String {
     let file = isolate.file_sha256.as_ref().map(|s| format!(" (sha256 {s})")).unwrap_or_default();
     let (tensors, runs) = (isolate.inputs.len(), isolate.runs);
-    let runs = if runs == 1 { "1 run".into() } else { format!("{runs} runs") };
     format!(
-        "input {}{file}: {tensors} tensors put in place, rounded to f32, in {runs} of each case; sha256 {}",
+        "input {}{file}: {} put in place, rounded to f32, in {} of each case; sha256 {}",
         input(isolate),
+        count(tensors, "tensor"),
+        count(runs, "run"),
         isolate.sha256
     )
 }

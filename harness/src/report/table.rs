@@ -7,7 +7,7 @@ use comfy_table::{
     presets,
 };
 
-use super::numbers::{error, index, list, seconds, tolerances, value, values};
+use super::numbers::{error, index, list, row_values, seconds, tolerances, value_at};
 use super::sentences::{checkpoint_sentence, hint, input_line, place, verdict_line, wrong};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
 use super::{Renderer, Style, stages};
@@ -273,12 +273,11 @@ fn failures(out: &mut String, result: &RunResult, view: &CheckpointView<'_>) {
         let (verdict, parties) = (row.verdict.name(), parties(row));
         let _ = writeln!(out, "  {verdict} {parties} at {}: {}", place(row), row.reason);
         if let Some(m) = row.metrics.as_ref().filter(|_| row.verdict == Verdict::Fail) {
-            let [a, b] = m.worst_values;
-            let _ =
-                writeln!(out, "    worst {}: {} against {}", index(&m.worst), value(a), value(b));
+            let [a, b] = m.worst_values.map(|v| value_at(row.point, v));
+            let _ = writeln!(out, "    worst {}: {a} against {b}", index(&m.worst));
         }
         if let Some(excerpt) = &row.excerpt {
-            for line in values(excerpt, &row.a, &row.b) {
+            for line in row_values(row, excerpt) {
                 let _ = writeln!(out, "    {line}");
             }
         }
@@ -296,7 +295,7 @@ fn failures(out: &mut String, result: &RunResult, view: &CheckpointView<'_>) {
     for row in view.lines.iter().map(|l| l.worst).filter(|r| r.verdict == Verdict::Pass) {
         if let Some(excerpt) = &row.excerpt {
             let _ = writeln!(out, "  {}", place(row));
-            for line in values(excerpt, &row.a, &row.b) {
+            for line in row_values(row, excerpt) {
                 let _ = writeln!(out, "    {line}");
             }
         }

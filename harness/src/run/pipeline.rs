@@ -28,6 +28,7 @@ use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
 use crate::served;
 use crate::supervise::{AdapterCommand, FailureKind, Limits, Session};
+use crate::text::count;
 
 /// A finished run.
 #[derive(Debug)]
@@ -304,7 +305,7 @@ impl Run<'_> {
         }
         self.truth.oracle = Some(oracle);
         let (n, took) = (self.plan.cases.len(), began.elapsed().as_secs_f64());
-        self.progress.say(&format!("oracle: {n} cases in float64, {took:.1} s"));
+        self.progress.say(&format!("oracle: {} in float64, {took:.1} s", count(n, "case")));
         Ok(())
     }
 

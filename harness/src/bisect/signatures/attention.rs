@@ -73,6 +73,19 @@ fn scales(site: &Site<'_>, found: &mut Found) {
     found.test("scale_by_width", "with the scale 1/√E", || {
         by(1.0 / (dims.n_embd as f64).sqrt() / scale)
     });
+    // What scale_attn_by_inverse_layer_idx asks for, done or left undone against the config.
+    let number = site.layer() as f64 + 1.0;
+    match (site.layer(), site.oracle.scale_by_layer) {
+        (0, _) => {}
+        (_, false) => {
+            found.test("scale_by_layer", "with scores divided by the layer's number", || {
+                by(1.0 / number)
+            })
+        }
+        (_, true) => {
+            found.test("scale_by_layer", "without dividing by the layer's number", || by(number))
+        }
+    }
 }
 
 /// Cells that should be visible are masked, and the rest is right.

@@ -56,11 +56,10 @@ fn factor(site: &Site<'_>, inside: impl Fn(usize) -> bool) -> Option<f64> {
     (factor.is_finite() && (factor - 1.0).abs() > 4.0 * site.u).then_some(factor)
 }
 
-/// As many digits as tell it from its neighbours: 1.001, 0.3333, 2.
+/// The fewest decimals that are within what the factor can be known to: 1.001, 0.3333333, 2.
 pub fn short(x: f64) -> String {
-    let mut text = format!("{x:.7}");
-    while text.ends_with('0') {
-        text.pop();
-    }
-    text.trim_end_matches('.').to_string()
+    let known = 4.0 * llorch_trace::Dtype::F32.unit_roundoff() * x.abs();
+    let texts = (0..9).map(|digits| format!("{x:.digits$}"));
+    let near = |text: &String| text.parse().is_ok_and(|v: f64| (v - x).abs() <= known);
+    texts.into_iter().find(near).unwrap_or_else(|| format!("{x:e}"))
 }
