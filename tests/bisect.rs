@@ -146,6 +146,22 @@ fn a_mistake_in_several_layers_or_norms_is_one_cause() {
 }
 
 #[test]
+fn tokens_that_were_not_fed_come_before_all_that_they_do() {
+    let place = Bisect::new();
+    let text = texts(&place.bisect(&subject(&["reversed_tokens"]), &["--ref", "none"])).0;
+    assert!(text.starts_with("FIRST CAUSE tokens · step 0\n"), "{text}");
+    assert!(text.contains(" 262] where ") && text.contains(" 2975] were fed\n"), "{text}");
+    let suite = place.0.suite();
+    let run = diff()
+        .args(["run", "--quiet", "--checkpoint", "0", "--suite", suite.to_str().unwrap()])
+        .args(["--ref", "numpy", "--subject", &subject(&["reversed_tokens"])])
+        .output()
+        .unwrap();
+    let (stdout, _) = texts(&run);
+    assert!(stdout.lines().next().unwrap().contains("first at tokens (case short"), "{stdout}");
+}
+
+#[test]
 fn tokens_are_shown_as_whole_numbers_beside_what_was_expected() {
     let place = Bisect::new();
     let text = texts(&place.bisect(&subject(&["second_best"]), &["--ref", "none"])).0;

@@ -354,7 +354,9 @@ fn a_saved_isolation_is_judged_again_as_one() {
     let table = texts(&diff().args(["judge", out]).output().unwrap()).0;
     let first = table.lines().next().unwrap();
     assert!(
-        first.starts_with("FAIL · stages by themselves, on random tensors (seed 3): bug"),
+        first.starts_with(
+            "FAIL · stages by themselves, in layer 1, on random tensors (seed 3): bug"
+        ),
         "{first}"
     );
     assert!(table.contains("\ninput random tensors (seed 3): "), "{table}");

@@ -50,12 +50,40 @@ fn help_names_the_exit_codes_and_only_what_exists() {
 }
 
 #[test]
+fn what_is_no_saved_run_is_said_to_be_none() {
+    let place = Place::new();
+    let dir = place.path("saved");
+    std::fs::create_dir(&dir).unwrap();
+    let judged = || {
+        let output = diff().args(["judge", dir.to_str().unwrap()]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", texts(&output).1);
+        texts(&output).1
+    };
+    assert!(
+        judged().contains(
+            "result.json: it is not there; expected the folder of a run --out that ended"
+        )
+    );
+    for (text, said) in [
+        ("{\"a\": 1}", "found no JSON with a schema; expected \"llorch.result/1\""),
+        ("no JSON", "found no JSON with a schema; expected \"llorch.result/1\""),
+        ("{\"schema\": \"x/2\"}", "schema \"x/2\"; expected \"llorch.result/1\""),
+    ] {
+        std::fs::write(dir.join("result.json"), text).unwrap();
+        let stderr = judged();
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
 fn usage_errors_say_what_was_found_and_expected_and_exit_with_2() {
     let place = Place::new();
     let subject = fake("");
     let x = format!("x={}", fake(""));
     let base = ["--subject", &subject, "--ref", &x];
-    let cases: [(&[&str], &str); 12] = [
+    let file = place.path("suite.toml");
+    let file = file.to_str().unwrap();
+    let cases: [(&[&str], &str); 15] = [
         (&["--checkpoint", "nonsense"], "failed to find checkpoint \"nonsense\""),
         (&["--checkpoint", "13"], "failed to find checkpoint \"13\""),
         (&["--layer", "2"], "failed to find layer 2; the model has layers 0 to 1"),
@@ -65,6 +93,9 @@ fn usage_errors_say_what_was_found_and_expected_and_exit_with_2() {
         (&["--ref", &x], "x is named twice"),
         (&["--dtype", "i64"], "expected f32, f64, f16 or bf16"),
         (&["--jobs", "0"], "--jobs"),
+        (&["--threads", "0"], "expected a whole number from 1 on"),
+        (&["--ref", "none"], "--ref none asks for no other; found x="),
+        (&["--out", file], "found a file; expected a folder"),
         (&["--timeout=-1"], "--timeout"),
         (&["--prompt", "a"], "cannot be used with"),
         (&["--format", "xml"], "possible values"),

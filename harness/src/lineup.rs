@@ -64,6 +64,10 @@ pub enum LineupError {
         "failed to use {url} as the subject: https is not supported, because a daemon speaks plain http; expected http://HOST:PORT"
     )]
     Https { url: String },
+    #[error(
+        "failed to line up the references: --ref none asks for no other; found {name} beside it"
+    )]
+    NoneAndOthers { name: String },
     #[error("failed to line up the references: {name} is named twice")]
     Twice { name: String },
 }
@@ -89,8 +93,11 @@ pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
 
 /// The references in the order in which they are named: `NAME`, `NAME:VARIANT` or `NAME=COMMAND`.
 pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
-    if named == [NOBODY] {
-        return Ok(Vec::new());
+    if named.iter().any(|name| name == NOBODY) {
+        return match named.iter().find(|name| *name != NOBODY) {
+            None => Ok(Vec::new()),
+            Some(other) => Err(LineupError::NoneAndOthers { name: other.clone() }),
+        };
     }
     let jury: Vec<String> = JURY.iter().map(|name| name.to_string()).collect();
     let named = if named.is_empty() { &jury } else { named };

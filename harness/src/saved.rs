@@ -106,16 +106,8 @@ pub fn write_result(out: &Path, result: &RunResult) -> Result<(), SavedError> {
 
 /// Reads a folder that `run --out` wrote.
 pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
-    let result: RunResult = read_json(&dir.join(RESULT))?;
-    let saved: SavedEvidence = read_json(&dir.join(EVIDENCE))?;
-    let expect = |path: &str, found: &str, expected: &str| match found == expected {
-        true => Ok(()),
-        false => {
-            Err(malformed(&dir.join(path), format!("schema {found:?}; expected {expected:?}")))
-        }
-    };
-    expect(RESULT, &result.schema, crate::result::SCHEMA)?;
-    expect(EVIDENCE, &saved.schema, SCHEMA)?;
+    let result: RunResult = read_json(&dir.join(RESULT), crate::result::SCHEMA)?;
+    let saved: SavedEvidence = read_json(&dir.join(EVIDENCE), SCHEMA)?;
     let dims = Dims::from_config(&result.model.config)
         .map_err(|what| malformed(&dir.join(RESULT), what))?;
     let cases = result.cases.iter().map(|c| Case {
@@ -246,9 +238,27 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), SavedError> {
     fs::write(&part, text).and_then(|()| fs::rename(&part, path)).map_err(|e| fail(e.to_string()))
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, SavedError> {
-    let fail = |message: String| SavedError::File { action: "read", path: path.into(), message };
-    let text = fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+/// Reads JSON that says of itself that it has this schema.
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, schema: &str) -> Result<T, SavedError> {
+    #[derive(Deserialize)]
+    struct Named {
+        schema: Option<String>,
+    }
+    let fail = |message: String| malformed(path, message);
+    let text = fs::read_to_string(path).map_err(|e| match e.kind() {
+        // The result is written last.
+        std::io::ErrorKind::NotFound => {
+            fail("it is not there; expected the folder of a run --out that ended".into())
+        }
+        _ => fail(e.to_string()),
+    })?;
+    match serde_json::from_str::<Named>(&text) {
+        Ok(Named { schema: Some(found) }) if found == schema => {}
+        Ok(Named { schema: Some(found) }) => {
+            return Err(fail(format!("schema {found:?}; expected {schema:?}")));
+        }
+        _ => return Err(fail(format!("found no JSON with a schema; expected {schema:?}"))),
+    }
     serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
 }
 

@@ -72,6 +72,20 @@ pub fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// `layer 3`, `layers 0 to 3`, `layers 0 and 2`.
+pub fn layers(layers: &[usize]) -> String {
+    match layers {
+        [layer] => format!("layer {layer}"),
+        [first, .., last] if layers.len() > 2 && last - first + 1 == layers.len() => {
+            format!("layers {first} to {last}")
+        }
+        _ => {
+            let names: Vec<String> = layers.iter().map(usize::to_string).collect();
+            format!("layers {}", listed(&names))
+        }
+    }
+}
+
 /// `h.*.attn.q` for `h.3.attn.q`.
 pub fn pattern(point: Point) -> String {
     match point.layer {

@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use llorch_trace::{Point, Stage};
 
 use super::intervals;
-use super::memory::Memory;
 use crate::evidence::{Evidence, Plan};
-use crate::oracle::{Inputs, Truth};
+use crate::oracle::Truth;
 use crate::result::{Row, RowKind, Verdict};
 
 /// One place at which the subject is wrong.
@@ -75,7 +74,6 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
     let own = ours()
         .filter(|r| r.kind == RowKind::Own && r.point.stage != Stage::Generated && !spread(r));
     add(&mut all, own.filter_map(finding).collect());
-    add(&mut all, (0..plan.cases.len()).flat_map(|case| fed(run, case)).collect());
     add(&mut all, intervals::findings(run));
     all.sort_by_key(Finding::place);
     // What is generated is made of everything else: it is a cause where nothing else is.
@@ -93,45 +91,6 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
     add(&mut all, texts);
     all.sort_by_key(Finding::place);
     all
-}
-
-/// What it says that it was fed, where that is something else.
-fn fed(run: &Judged<'_>, case: usize) -> Vec<Finding> {
-    let (of, subject) = (&run.plan.cases[case], run.subject);
-    let point = Point::new(Stage::Tokens);
-    if !run.plan.points.contains(&point) {
-        return Vec::new();
-    }
-    let memory = Memory::new(subject, of);
-    let wrong = |step: usize| {
-        let shown = memory.tensor(step, point)?;
-        let expected: Vec<u32> = match step.checked_sub(1) {
-            None => of.ids.clone(),
-            Some(before) => vec![*of.forced_ids.get(before)?],
-        };
-        let shown: Vec<u32> = shown.values.iter().map(|id| id.max(0.0) as u32).collect();
-        if shown == expected {
-            return None;
-        }
-        let name = &subject.name;
-        let reason = format!("{name} shows tokens {shown:?} where {expected:?} were fed");
-        let at = shown.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(0);
-        let mut row = Row::new(&of.name, step, point, RowKind::Own, name, name);
-        (row.verdict, row.reason) = (Verdict::Fail, reason);
-        row.metrics = Some(crate::result::Metrics {
-            max_abs: None,
-            max_rel: None,
-            rel_l2: None,
-            rmse: None,
-            ulp_max: None,
-            exceeding: shown.iter().zip(&expected).filter(|(a, b)| a != b).count(),
-            total: shown.len(),
-            worst: vec![at],
-            worst_values: [shown.get(at), expected.get(at)].map(|v| v.map(|id| f64::from(*id))),
-        });
-        Some(Finding { step, point, case, row, after: None })
-    };
-    (0..of.steps()).filter_map(wrong).collect()
 }
 
 /// The reference may be the one that is off.

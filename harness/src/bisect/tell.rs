@@ -1,6 +1,5 @@
 //! The answer in words: where first, in one line; then why that is so.
 
-use crate::text::pattern;
 use llorch_trace::{CHECKPOINTS, Class, Point};
 
 use super::answer::Answer;
@@ -9,7 +8,7 @@ use super::pairs;
 use super::reproduce::reproduce;
 use crate::report;
 use crate::result::{Local, Row, RowKind, UncheckedKind, Verdict};
-use crate::text::{count, listed};
+use crate::text::{count, layers, listed, pattern};
 
 /// What stands in front of the command that finds just this again.
 pub const REPRODUCE: &str = "reproduce with: ";
@@ -84,20 +83,6 @@ fn stage_of(cause: &Cause, point: Point) -> String {
     }
 }
 
-/// `layer 3`, `layers 0 to 3`, `layers 0 and 2`.
-fn layers(layers: &[usize]) -> String {
-    match layers {
-        [layer] => format!("layer {layer}"),
-        [first, .., last] if layers.len() > 2 && last - first + 1 == layers.len() => {
-            format!("layers {first} to {last}")
-        }
-        _ => {
-            let names: Vec<String> = layers.iter().map(usize::to_string).collect();
-            format!("layers {}", listed(&names))
-        }
-    }
-}
-
 fn sizes(local: &Local) -> Vec<String> {
     let times = |x: f64| {
         if x < 10.0 {
@@ -162,7 +147,7 @@ fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
     {
         lines.push(format!("the signature explains {explained} of {tested} places"));
     }
-    if cause.explanation.is_none() && cause.explained.1 > 0 {
+    if cause.explanation.is_none() && cause.explained.1 > 0 && !row.point.is_integer() {
         lines.push("no known mistake explains it within rounding".into());
     }
     lines.extend(rivals(cause));

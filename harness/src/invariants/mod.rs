@@ -69,7 +69,7 @@ pub struct Args {
     pub format: Form,
 
     /// Threads to compute with, compared with 1 (1 is compared with 2) [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::run::args::at_least_one)]
     pub threads: Option<NonZeroUsize>,
 
     /// What is computed in: f32, f64, f16 or bf16

@@ -19,7 +19,9 @@ pub fn rows(place: &Place<'_>, rows: &mut Vec<Row>) {
 /// None where the point has nothing to be held to, or that was not captured.
 fn row(place: &Place<'_>, who: usize, x: &Numbers) -> Option<Row> {
     let expected = match place.point.stage {
-        Stage::Tokens => return tokens::own_tokenizer(place, who, x),
+        Stage::Tokens => {
+            return tokens::fed(place, who, x).or_else(|| tokens::own_tokenizer(place, who, x));
+        }
         Stage::NextProbs => return probabilities::own(place, who, x),
         Stage::CacheK => cached(place, who, Stage::K)?,
         Stage::CacheV => cached(place, who, Stage::V)?,

@@ -71,6 +71,17 @@ pub fn compare_tokenizers(place: &Place<'_>, a: usize, b: usize, row: Row) -> Ro
     row
 }
 
+/// What it says that it was fed, where that is something else.
+pub fn fed(place: &Place<'_>, who: usize, shown: &Numbers) -> Option<Row> {
+    let expected = ids(&place.case.fed(place.step));
+    let name = place.evidence[who].name.clone();
+    let compared = compare(shown, &expected, Tolerance::Exact, |_| true);
+    let mut row = place.judged(RowKind::Own, who, &name, (shown, &expected), compared);
+    row.reason =
+        format!("{name} shows tokens {:?} where {:?} were fed", head(shown), head(&expected));
+    (row.verdict != Verdict::Pass).then_some(row)
+}
+
 /// An implementation's own tokenizer against the ids that it was fed.
 pub fn own_tokenizer(place: &Place<'_>, who: usize, fed: &Numbers) -> Option<Row> {
     let tokenized = place.evidence[who].tokenized.get(&place.case.name)?;
@@ -93,8 +104,8 @@ fn ids(ids: &[u32]) -> Numbers {
     Numbers { shape: vec![ids.len()], dtype: llorch_trace::Dtype::I64, values }
 }
 
-fn head(ids: &Numbers) -> &[f64] {
-    &ids.values[..ids.values.len().min(12)]
+fn head(ids: &Numbers) -> Vec<i64> {
+    ids.values.iter().take(12).map(|id| *id as i64).collect()
 }
 
 /// Free generation: every pair.

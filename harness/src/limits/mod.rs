@@ -106,7 +106,9 @@ fn tables(model: &str, whose: &str, limits: &[Limits], form: Form) -> String {
         String::new(),
         table.to_string(),
         String::new(),
-        "factor: the whole tensor times 1 + x, in any layer, step and case; one element: moved by x, median"
+        "factor: the whole tensor times 1 + x, wherever it happens; at best: where the least is seen"
+            .to_string(),
+        "one element: moved by x; the median of all elements"
             .to_string(),
     ];
     for l in limits {

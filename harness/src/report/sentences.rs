@@ -55,7 +55,9 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
         },
     };
     let what = match &result.isolate {
-        Some(isolate) => format!("stages by themselves, on {}: {what}", input(isolate)),
+        Some(isolate) => {
+            format!("stages by themselves{}, on {}: {what}", in_layers(isolate), input(isolate))
+        }
         None => what,
     };
     let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
@@ -85,6 +87,17 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
         }
     }
     line
+}
+
+/// `, in layers 0 and 3`; nothing where no stage is of a layer.
+fn in_layers(isolate: &IsolateRecord) -> String {
+    let mut layers: Vec<usize> = isolate.stages.iter().filter_map(|p| p.layer).collect();
+    layers.sort_unstable();
+    layers.dedup();
+    match layers[..] {
+        [] => String::new(),
+        _ => format!(", in {}", crate::text::layers(&layers)),
+    }
 }
 
 /// What isolated stages were given, in few words.

@@ -89,7 +89,7 @@ pub struct Common {
     pub jobs: NonZeroUsize,
 
     /// Threads that each implementation computes with [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<NonZeroUsize>,
 
     /// What is computed in: f32, f64, f16 or bf16
@@ -186,6 +186,10 @@ pub(crate) fn suite(file: Option<&Path>, prompts: &[String]) -> Result<Suite, Ru
         }
         None => Ok(Suite::of_prompts(prompts)),
     }
+}
+
+pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a whole number from 1 on".to_string())
 }
 
 pub(crate) fn float(text: &str) -> Result<Dtype, String> {

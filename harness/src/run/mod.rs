@@ -37,6 +37,13 @@ pub fn require_a_reference(result: &RunResult) -> Result<(), RunError> {
     if result.references().any(|r| r.status != Status::Missing) {
         return Ok(());
     }
+    if result.references().next().is_none() {
+        return Err(RunError::Environment(
+            "failed to compare with anything: no reference was asked for; `llorch-diff bisect --ref none` asks the \
+             float64 oracle alone"
+                .into(),
+        ));
+    }
     let mend = result.references().find_map(|r| r.mend.as_ref());
     let mend = mend.map(|mend| format!("; start with `{mend}`")).unwrap_or_default();
     Err(RunError::Environment(format!(

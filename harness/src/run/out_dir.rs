@@ -29,6 +29,12 @@ impl OutDir {
             RunError::Environment(format!("failed to write to --out {}: {e}", wanted.display()))
         };
         let path = std::path::absolute(wanted).map_err(fail)?;
+        if path.exists() && !path.is_dir() {
+            return Err(RunError::Usage(format!(
+                "failed to write to --out {}: found a file; expected a folder, or nothing yet",
+                wanted.display()
+            )));
+        }
         fs::create_dir_all(&path).map_err(fail)?;
         let result = path.join(RESULT);
         if fs::read_dir(&path).map_err(fail)?.next().is_some() && !is_of_a_run(&path) {

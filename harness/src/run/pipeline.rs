@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use llorch_models::{ResolveOptions, ResolvedModel};
-use llorch_trace::Dims;
+use llorch_trace::{Dims, Dtype};
 
 use super::RunError;
 use super::args::Request;
@@ -248,8 +248,9 @@ impl Run<'_> {
                 provisioning.wait(i).map_err(|missing| missing.to_string())
             });
         }
-        // Whoever takes part may have no tokenizer; the model's files are there all the same.
-        scout.add("llorch-cpud", move || {
+        // Whoever takes part may have no tokenizer; the model's files are there all the same. Tokens
+        // hang on no dtype, and our engine computes in this one.
+        scout.add_in(Dtype::F32, "llorch-cpud", move || {
             let engine = crate::provision::engine_command(&request.provision);
             engine.map_err(|missing| missing.to_string())
         });

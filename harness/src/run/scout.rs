@@ -22,7 +22,7 @@ pub struct Scout<'a> {
 type Find<'a> = Box<dyn FnOnce() -> Result<AdapterCommand, String> + 'a>;
 
 enum Candidate<'a> {
-    Unasked { name: String, find: Find<'a> },
+    Unasked { name: String, dtype: Dtype, find: Find<'a> },
     Running(Box<Session>),
     Failed(String),
 }
@@ -39,7 +39,18 @@ impl<'a> Scout<'a> {
     }
 
     pub fn add(&mut self, name: &str, find: impl FnOnce() -> Result<AdapterCommand, String> + 'a) {
-        self.candidates.push(Candidate::Unasked { name: name.to_string(), find: Box::new(find) });
+        self.add_in(self.dtype, name, find);
+    }
+
+    /// One that is asked in another dtype than that of the run.
+    pub fn add_in(
+        &mut self,
+        dtype: Dtype,
+        name: &str,
+        find: impl FnOnce() -> Result<AdapterCommand, String> + 'a,
+    ) {
+        let (name, find) = (name.to_string(), Box::new(find));
+        self.candidates.push(Candidate::Unasked { name, dtype, find });
     }
 
     pub fn tokenize(&mut self, text: &str) -> Result<Vec<u32>, String> {
@@ -89,12 +100,12 @@ impl<'a> Scout<'a> {
             return;
         }
         let unasked = std::mem::replace(candidate, Candidate::Failed(String::new()));
-        let Candidate::Unasked { name, find } = unasked else { return };
+        let Candidate::Unasked { name, dtype, find } = unasked else { return };
         let stderr = self.scratch.join(format!("scout-{i}.stderr.txt"));
         let started = find().and_then(|command| {
             let mut session =
                 Session::start(&command, &self.limits, &stderr).map_err(told(&command))?;
-            session.load(&self.model_dir, self.dtype, self.threads).map_err(told(&command))?;
+            session.load(&self.model_dir, dtype, self.threads).map_err(told(&command))?;
             Ok(session)
         });
         *candidate = match started {
