@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
-use crate::{adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, limits, points_cmd, run};
+use crate::{
+    adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, limits, points_cmd, report_cmd, run,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -41,6 +43,8 @@ pub enum Command {
     Invariants(invariants::Args),
     /// Judge a saved run again
     Judge(judge_cmd::Args),
+    /// Show a saved run in another form: tables, Markdown, JSON, JUnit, or as GitHub Actions takes it
+    Report(report_cmd::Args),
     /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
     Limits(limits::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
@@ -59,6 +63,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Golden(args) => golden::run(args).map(ExitCode::from),
         Command::Invariants(args) => invariants::run(args),
         Command::Judge(args) => judge_cmd::run(args),
+        Command::Report(args) => report_cmd::run(args),
         Command::Limits(args) => limits::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),

@@ -61,6 +61,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     result.tolerances = tolerances;
     result.unchecked = verdicts.unchecked;
     result.unchecked.extend(collected.unchecked);
-    print(&render(&result, args.format, &Style::of_stdout(args.pairs)))?;
+    print(&render(&result, args.format, &Style::of_stdout(args.pairs))?)?;
     Ok(ExitCode::from(result.verdict.exit_code(args.deny_warnings)))
 }

@@ -16,7 +16,7 @@
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts; nothing is
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it;
-//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
+//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 
@@ -42,6 +42,7 @@ pub mod points_cmd;
 pub mod provision;
 pub mod references;
 pub mod report;
+pub mod report_cmd;
 pub mod result;
 pub mod run;
 pub mod sampling;

@@ -104,9 +104,14 @@ pub fn write_result(out: &Path, result: &RunResult) -> Result<(), SavedError> {
     write_json(&out.join(RESULT), result)
 }
 
+/// The result in a folder that `run --out` wrote.
+pub fn result(dir: &Path) -> Result<RunResult, SavedError> {
+    read_json(&dir.join(RESULT), crate::result::SCHEMA)
+}
+
 /// Reads a folder that `run --out` wrote.
 pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
-    let result: RunResult = read_json(&dir.join(RESULT), crate::result::SCHEMA)?;
+    let result = result(dir)?;
     let saved: SavedEvidence = read_json(&dir.join(EVIDENCE), SCHEMA)?;
     let dims = Dims::from_config(&result.model.config)
         .map_err(|what| malformed(&dir.join(RESULT), what))?;
@@ -255,7 +260,12 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, schema: &str) -> Result<
     match serde_json::from_str::<Named>(&text) {
         Ok(Named { schema: Some(found) }) if found == schema => {}
         Ok(Named { schema: Some(found) }) => {
-            return Err(fail(format!("schema {found:?}; expected {schema:?}")));
+            let kind = |schema: &str| schema.split('/').next().map(String::from);
+            let other = match kind(&found) == kind(schema) {
+                true => ": another version of llorch-diff wrote it; run again with this one",
+                false => "",
+            };
+            return Err(fail(format!("schema {found:?}; expected {schema:?}{other}")));
         }
         _ => return Err(fail(format!("found no JSON with a schema; expected {schema:?}"))),
     }

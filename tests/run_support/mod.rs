@@ -1,6 +1,8 @@
 //! What the tests of `llorch-diff run` share: a tiny model, fake adapters, the program itself.
 #![allow(dead_code)] // each test file uses its own part of it
 
+pub mod browser;
+pub mod reported;
 pub mod seeded;
 
 use std::path::{Path, PathBuf};

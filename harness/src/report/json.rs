@@ -1,15 +1,11 @@
 //! The result itself, as `result.json` holds it.
 
-use super::{Renderer, Style};
-use crate::result::RunResult;
+use super::{Exporter, Run, Style};
 
-pub struct JsonRenderer;
+pub struct Json;
 
-impl Renderer for JsonRenderer {
-    fn render(&self, result: &RunResult, _: &Style) -> String {
-        // The result is plain data: finite numbers, strings and lists.
-        let mut text = serde_json::to_string_pretty(result).unwrap_or_else(|e| format!("\"{e}\""));
-        text.push('\n');
-        text
+impl Exporter for Json {
+    fn export(&self, run: &Run<'_>, _: &Style) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(run.result)? + "\n")
     }
 }

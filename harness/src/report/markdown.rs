@@ -3,42 +3,46 @@
 use std::fmt::Write;
 
 use super::numbers::{error, index, tolerances, value_at};
-use super::sentences::{checkpoint_sentence, input_line, place, verdict_line, wrong};
+use super::sentences::{checkpoint_sentence, first_line, input_line, place, wrong};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
-use super::{Renderer, Style, stages};
+use super::{Exporter, Run, Style, stages};
 use crate::result::{Role, RunResult, Verdict};
 
-pub struct MarkdownRenderer;
+pub struct Markdown;
 
-impl Renderer for MarkdownRenderer {
-    fn render(&self, result: &RunResult, style: &Style) -> String {
-        let views = checkpoints(result);
-        let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
-        let line = verdict_line(result, views.len(), views.iter().filter(passed).count());
-        let mut out = format!("# {}\n\n", escape(&line));
-        let m = &result.model;
-        let _ = writeln!(
-            out,
-            "Model `{}`, {}; weights sha256 `{}`.\n",
-            m.name,
-            escape(&m.source),
-            m.sha256
-        );
-        if let Some(isolate) = &result.isolate {
-            let line = input_line(isolate);
-            let _ = writeln!(out, "{}.\n", escape(&line));
-        }
-        implementations(&mut out, result);
-        summary(&mut out, result, &views);
+impl Exporter for Markdown {
+    fn export(&self, run: &Run<'_>, style: &Style) -> anyhow::Result<String> {
+        let views = checkpoints(run.result);
+        let mut out = head(run.result, &views);
         for view in &views {
-            checkpoint(&mut out, result, view, style);
+            out.push_str(&checkpoint(run.result, view, style));
         }
-        out
+        Ok(out)
     }
 }
 
+/// What stands before the checkpoints' own tables: verdict, model, who took part, the summary.
+pub(super) fn head(result: &RunResult, views: &[CheckpointView<'_>]) -> String {
+    let mut out = format!("# {}\n\n", escape(&first_line(result, views)));
+    let m = &result.model;
+    let _ = writeln!(
+        out,
+        "Model `{}`, {}; weights sha256 `{}`.\n",
+        m.name,
+        escape(&m.source),
+        m.sha256
+    );
+    if let Some(isolate) = &result.isolate {
+        let line = input_line(isolate);
+        let _ = writeln!(out, "{}.\n", escape(&line));
+    }
+    implementations(&mut out, result);
+    summary(&mut out, result, views);
+    out
+}
+
 fn implementations(out: &mut String, result: &RunResult) {
-    head(out, &["implementation", "version", "worth", "status"]);
+    table_head(out, &["implementation", "version", "worth", "status"]);
     for i in &result.implementations {
         let worth = match (i.role, i.worth) {
             (Role::Subject, _) => "subject".to_string(),
@@ -53,7 +57,7 @@ fn implementations(out: &mut String, result: &RunResult) {
 
 fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     let _ = writeln!(out);
-    head(out, &["#", "checkpoint", "verdict", "semantics", "kernels", "largest error", "at"]);
+    table_head(out, &["#", "checkpoint", "verdict", "semantics", "kernels", "largest error", "at"]);
     let subject = result.subject().map_or("", |s| s.name.as_str());
     let (with_ours, _) = pairs(result);
     for view in views {
@@ -91,7 +95,9 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     }
 }
 
-fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, style: &Style) {
+/// One checkpoint's section.
+pub(super) fn checkpoint(result: &RunResult, view: &CheckpointView<'_>, style: &Style) -> String {
+    let out = &mut String::new();
     let _ =
         writeln!(out, "\n## Checkpoint {}: {} ({})\n", view.number, view.name, view.verdict.name());
     let (mut columns, among) = pairs(result);
@@ -101,7 +107,7 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
     let mut header = vec!["point".to_string()];
     header.extend(columns.iter().map(|p| format!("{}–{}", p.a, p.b)));
     header.extend(["tolerance", "worst at", "verdict"].map(String::from));
-    head(out, &header);
+    table_head(out, &header);
     for line in &view.lines {
         let mut cells = vec![format!("`{}` ×{}", line.label, line.folded)];
         cells.extend(columns.iter().map(|p| match line.cell(p) {
@@ -130,7 +136,7 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         header.extend(names);
         header.extend(["local ÷ noise", "ours ÷ references"].map(String::from));
         let _ = writeln!(out);
-        head(out, &header);
+        table_head(out, &header);
         for line in lines {
             let mut cells = vec![format!("`{}`", line.label)];
             cells.extend(line.cells);
@@ -156,9 +162,10 @@ fn checkpoint(out: &mut String, result: &RunResult, view: &CheckpointView<'_>, s
         );
         let _ = writeln!(out, "\n- {}", escape(&what));
     }
+    std::mem::take(out)
 }
 
-fn head<S: AsRef<str>>(out: &mut String, names: &[S]) {
+fn table_head<S: AsRef<str>>(out: &mut String, names: &[S]) {
     let names: Vec<String> = names.iter().map(|n| n.as_ref().to_string()).collect();
     row(out, &names);
     let _ = writeln!(out, "|{}", " --- |".repeat(names.len()));

@@ -1,23 +1,30 @@
-//! Renderers: one saved result in, text out. Nothing is judged here.
+//! Exporters: one saved run in, text out. Nothing is judged here and nothing runs.
 //!
-//! [`view`] groups a result's rows for the eye, [`stages`] what the oracle says of them, [`sentences`] puts it into words; then one small file
-//! a format.
+//! [`view`] groups a result's rows for the eye, [`stages`] what the oracle says of them, [`sentences`] puts
+//! it into words, then one small file a format.
+//! [`target`] is where a report goes.
 
+pub(crate) mod github;
 mod json;
+mod junit;
 mod markdown;
 pub(crate) mod numbers;
 mod sentences;
 mod stages;
 pub(crate) mod table;
+pub mod target;
 #[cfg(test)]
 mod tests;
 mod view;
+
+use std::path::Path;
 
 use crate::result::RunResult;
 
 pub use numbers::{error, row_values, values};
 pub use sentences::{verdict_line, wrong};
 
+/// What commands print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
     /// Tables for a terminal.
@@ -27,6 +34,44 @@ pub enum Format {
     Json,
     /// Markdown, for a pull request or an issue.
     Md,
+}
+
+/// What a saved run can be written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// Tables for a terminal.
+    #[default]
+    Table,
+    /// Markdown, for a pull request or an issue.
+    Md,
+    /// The result as it is saved in result.json.
+    Json,
+    /// JUnit XML, for CI.
+    Junit,
+    /// Annotations and a step summary, as GitHub Actions takes them.
+    Github,
+}
+
+impl From<Format> for ReportFormat {
+    fn from(format: Format) -> ReportFormat {
+        match format {
+            Format::Table => ReportFormat::Table,
+            Format::Json => ReportFormat::Json,
+            Format::Md => ReportFormat::Md,
+        }
+    }
+}
+
+impl ReportFormat {
+    fn exporter(self) -> &'static dyn Exporter {
+        match self {
+            ReportFormat::Table => &table::Tables,
+            ReportFormat::Md => &markdown::Markdown,
+            ReportFormat::Json => &json::Json,
+            ReportFormat::Junit => &junit::Junit,
+            ReportFormat::Github => &github::Github,
+        }
+    }
 }
 
 /// How a terminal or a page wants it.
@@ -57,16 +102,25 @@ fn terminal_width() -> Option<u16> {
     comfy_table::Table::new().width()
 }
 
-/// One output form.
-trait Renderer {
-    fn render(&self, result: &RunResult, style: &Style) -> String;
+/// A run as exporters see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    pub result: &'a RunResult,
+    /// The folder with its bundles; None where only the result is at hand.
+    pub dir: Option<&'a Path>,
 }
 
-pub fn render(result: &RunResult, format: Format, style: &Style) -> String {
-    let renderer: &dyn Renderer = match format {
-        Format::Table => &table::TableRenderer,
-        Format::Json => &json::JsonRenderer,
-        Format::Md => &markdown::MarkdownRenderer,
-    };
-    renderer.render(result, style)
+/// One output form.
+trait Exporter {
+    fn export(&self, run: &Run<'_>, style: &Style) -> anyhow::Result<String>;
+}
+
+/// A run in one of its forms.
+pub fn export(run: &Run<'_>, format: ReportFormat, style: &Style) -> anyhow::Result<String> {
+    format.exporter().export(run, style)
+}
+
+/// A result as commands print it.
+pub fn render(result: &RunResult, format: Format, style: &Style) -> anyhow::Result<String> {
+    export(&Run { result, dir: None }, format.into(), style)
 }

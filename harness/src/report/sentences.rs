@@ -30,13 +30,12 @@ pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> St
             }
         }
         RunVerdict::Fail => {
-            let cause = result.odd.iter().find(|odd| odd.name == subject);
-            let first = match cause {
-                Some(odd) => {
-                    Some(format!(", first at {} (case {}{})", at(odd), odd.case, step(odd.step)))
+            let first = first_cause(result).map(|cause| match cause {
+                Cause::Stage(odd) => {
+                    format!(", first at {} (case {}{})", at(odd), odd.case, step(odd.step))
                 }
-                None => first_failure(result).map(|r| format!(", first at {}", place(r))),
-            };
+                Cause::Row(row) => format!(", first at {}", place(row)),
+            });
             format!(
                 "{subject} against {against}: {} passed{}",
                 of(passed, checkpoints),
@@ -172,8 +171,33 @@ fn step(step: usize) -> String {
     if step == 0 { ", prefill".into() } else { format!(", step {step}") }
 }
 
+/// Where a run that FAILs goes wrong first.
+#[derive(Debug, Clone, Copy)]
+pub enum Cause<'a> {
+    /// A stage that is wrong by itself.
+    Stage(&'a Odd),
+    /// A row that fails, where the oracle names nobody.
+    Row(&'a Row),
+}
+
+/// The subject's first cause, by the rule of every report.
+pub fn first_cause(result: &RunResult) -> Option<Cause<'_>> {
+    if result.verdict != RunVerdict::Fail {
+        return None;
+    }
+    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let odd = result.odd.iter().find(|odd| odd.name == subject).map(Cause::Stage);
+    odd.or_else(|| first_failure(result).map(Cause::Row))
+}
+
+/// The verdict line of a whole result.
+pub fn first_line(result: &RunResult, views: &[CheckpointView<'_>]) -> String {
+    let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
+    verdict_line(result, views.len(), views.iter().filter(passed).count())
+}
+
 /// The first row in data-flow order that failed, and is not another's fault.
-pub fn first_failure(result: &RunResult) -> Option<&Row> {
+fn first_failure(result: &RunResult) -> Option<&Row> {
     let subject = result.subject().map_or("", |s| s.name.as_str());
     let failed = result.rows.iter().filter(|r| r.verdict_of(subject) == Verdict::Fail);
     failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
@@ -183,6 +207,14 @@ pub fn first_failure(result: &RunResult) -> Option<&Row> {
 pub fn place(row: &Row) -> String {
     let step = if row.step == 0 { "prefill".into() } else { format!("step {}", row.step) };
     format!("{} (case {}, {step})", row.point, row.case)
+}
+
+/// Who is held against whom.
+pub fn parties(row: &Row) -> String {
+    match row.kind {
+        RowKind::Own => format!("{} against itself", row.a),
+        _ => format!("{}–{}", row.a, row.b),
+    }
 }
 
 /// The sentence below a checkpoint's table.

@@ -8,29 +8,29 @@ use comfy_table::{
 };
 
 use super::numbers::{error, index, list, row_values, seconds, tolerances, value_at};
-use super::sentences::{checkpoint_sentence, hint, input_line, place, verdict_line, wrong};
+use super::sentences::{checkpoint_sentence, first_line, hint, input_line, parties, place, wrong};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
-use super::{Renderer, Style, stages};
-use crate::result::{Role, Row, RowKind, RunResult, Status, Verdict};
+use super::{Exporter, Run, Style, stages};
+use crate::result::{Role, Row, RunResult, Status, Verdict};
 
-pub struct TableRenderer;
+/// The form that a terminal shows.
+pub struct Tables;
 
 /// Failures shown in full below a checkpoint's table; the rest are counted.
 const FAILURES_SHOWN: usize = 3;
 
-impl Renderer for TableRenderer {
-    fn render(&self, result: &RunResult, style: &Style) -> String {
+impl Exporter for Tables {
+    fn export(&self, run: &Run<'_>, style: &Style) -> anyhow::Result<String> {
+        let result = run.result;
         let views = checkpoints(result);
-        let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
         let mut out = String::new();
-        let line = verdict_line(result, views.len(), views.iter().filter(passed).count());
-        let _ = writeln!(out, "{line}\n");
+        let _ = writeln!(out, "{}\n", first_line(result, &views));
         summary(&mut out, result, &views, style);
         for view in &views {
             checkpoint(&mut out, result, view, style);
         }
         generations(&mut out, result, style);
-        out
+        Ok(out)
     }
 }
 
@@ -227,13 +227,6 @@ fn worst_at(row: &Row) -> String {
     let at = row.metrics.as_ref().map(|m| index(&m.worst)).unwrap_or_default();
     let layer = row.layer.map(|l| format!("layer {l}, ")).unwrap_or_default();
     format!("{layer}{} step {} {at}", row.case, row.step).trim_end().to_string()
-}
-
-fn parties(row: &Row) -> String {
-    match row.kind {
-        RowKind::Own => format!("{} against itself", row.a),
-        _ => format!("{}–{}", row.a, row.b),
-    }
 }
 
 /// What passed for a reason.

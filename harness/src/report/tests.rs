@@ -83,7 +83,7 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
     }
 }
 
-fn honest() -> RunResult {
+pub(super) fn honest() -> RunResult {
     let mut rows = Vec::new();
     for (layer, step) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
         let size = 1e-7 * (1 + layer + 2 * step) as f64;
@@ -94,7 +94,7 @@ fn honest() -> RunResult {
     result(rows, RunVerdict::Pass)
 }
 
-fn broken() -> RunResult {
+pub(super) fn broken() -> RunResult {
     let mut result = honest();
     for r in result.rows.iter_mut().filter(|r| r.a == "ours" && r.layer == Some(1)) {
         *r = row("ours", &r.b.clone(), 1, r.step, 1.0, Verdict::Fail);
@@ -104,7 +104,7 @@ fn broken() -> RunResult {
 }
 
 fn table(result: &RunResult) -> String {
-    render(result, Format::Table, &Style::default())
+    render(result, Format::Table, &Style::default()).unwrap()
 }
 
 #[test]
@@ -150,10 +150,10 @@ fn a_failure_shows_the_first_place_both_values_and_a_hint() {
 
 #[test]
 fn a_narrow_terminal_breaks_lines_between_words_only() {
-    let wide = render(&broken(), Format::Table, &Style::default());
+    let wide = render(&broken(), Format::Table, &Style::default()).unwrap();
     for width in [20, 60, 80] {
         let style = Style { width: Some(width), ..Style::default() };
-        let narrow = render(&broken(), Format::Table, &style);
+        let narrow = render(&broken(), Format::Table, &style).unwrap();
         let cells = |text: &str| -> std::collections::BTreeSet<String> {
             let lines = text.lines().filter(|l| l.starts_with('│'));
             let words = lines.flat_map(|l| l.trim_matches('│').split_whitespace());
@@ -172,7 +172,7 @@ fn real_weights_have_no_unchecked_line() {
 
 #[test]
 fn markdown_has_the_same_figures_and_escapes_what_would_break_a_table() {
-    let text = render(&broken(), Format::Md, &Style::default());
+    let text = render(&broken(), Format::Md, &Style::default()).unwrap();
     assert!(text.starts_with("# FAIL · ours against hf and candle"), "{text}");
     assert!(text.contains("| `h.*.attn.q` ×4 | 1.0e0 FAIL | 1.0e0 FAIL | 1.2e-6 |"), "{text}");
     for line in text.lines().filter(|l| l.starts_with('|')) {
@@ -183,7 +183,7 @@ fn markdown_has_the_same_figures_and_escapes_what_would_break_a_table() {
 #[test]
 fn json_is_the_result() {
     let result = broken();
-    let text = render(&result, Format::Json, &Style::default());
+    let text = render(&result, Format::Json, &Style::default()).unwrap();
     assert_eq!(serde_json::from_str::<RunResult>(&text).unwrap(), result);
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let row = &value["rows"][0];
@@ -197,13 +197,13 @@ fn json_is_the_result() {
 fn colour_comes_only_where_it_is_asked_for() {
     assert!(!table(&broken()).contains('\x1b'));
     let style = Style { colour: true, ..Style::default() };
-    assert!(render(&broken(), Format::Table, &style).contains('\x1b'));
+    assert!(render(&broken(), Format::Table, &style).unwrap().contains('\x1b'));
 }
 
 #[test]
 fn tables_keep_to_the_width() {
     let style = Style { width: Some(80), ..Style::default() };
-    let text = render(&broken(), Format::Table, &style);
+    let text = render(&broken(), Format::Table, &style).unwrap();
     for line in text.lines().filter(|l| l.starts_with(['┌', '│', '╞', '└'])) {
         assert!(line.chars().count() <= 80, "{line}");
     }
@@ -219,7 +219,7 @@ fn beyond_three_references_the_spread_stands_for_the_pairs() {
     result.rows.push(row("x", "y", 0, 0, 5e-5, Verdict::Pass));
     let text = table(&result);
     assert!(text.contains("widest pair") && text.contains("5.0e-5 x–y"), "{text}");
-    let all = render(&result, Format::Table, &Style { pairs: true, ..Style::default() });
+    let all = render(&result, Format::Table, &Style { pairs: true, ..Style::default() }).unwrap();
     assert!(!all.contains("widest pair"), "{all}");
 }
 

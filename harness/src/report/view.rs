@@ -1,8 +1,10 @@
 //! The rows of a result, grouped for the eye: by checkpoint, then by kind of point, layers, steps and
 //! cases folded onto the worst of them.
 
+use std::collections::BTreeMap;
+
 use crate::text::pattern;
-use llorch_trace::Stage;
+use llorch_trace::{Point, Stage};
 
 use crate::result::{Implementation, Row, RowKind, RunResult, Status, Verdict};
 use llorch_trace::points::CHECKPOINTS;
@@ -116,6 +118,15 @@ fn line<'a>(subject: &str, rows: Vec<&'a Row>) -> Option<PointLine<'a>> {
         _ => rows[0].point.to_string(),
     };
     Some(PointLine { label, folded: places.len(), verdict: overall(subject, &rows), worst, rows })
+}
+
+/// The lines of a checkpoint with each layer's point by itself, in data-flow order.
+pub fn points<'a>(subject: &str, view: &CheckpointView<'a>) -> Vec<PointLine<'a>> {
+    let mut points: BTreeMap<Point, Vec<&'a Row>> = BTreeMap::new();
+    for row in view.lines.iter().flat_map(|l| l.rows.iter().copied()) {
+        points.entry(row.point).or_default().push(row);
+    }
+    points.into_values().filter_map(|rows| line(subject, rows)).collect()
 }
 
 impl<'a> CheckpointView<'a> {

@@ -13,6 +13,7 @@ use crate::lineup::{self, Member};
 use crate::plan::Filter;
 use crate::provision::ProvisionOptions;
 use crate::report::Format;
+use crate::report::target::{self, Target};
 use crate::suite::Suite;
 use crate::supervise::Limits;
 
@@ -27,6 +28,10 @@ pub struct Args {
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+
+    /// Write a report too, in any form of `llorch-diff report`; several with commas, or repeated
+    #[arg(long, value_name = "FORMAT=PATH", value_delimiter = ',')]
+    pub report: Vec<Target>,
 
     /// Show the first N elements of each compared tensor, on PASS too
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -137,6 +142,7 @@ pub struct Request {
 
 impl Args {
     pub fn request(&self) -> Result<Request, RunError> {
+        target::check(&self.report)?;
         let mut request = self.common.request(self.values)?;
         let own_case = self.common.prompt.is_empty() && self.common.suite.is_none();
         request.isolate = self.isolate.ask(&request.filter, own_case);

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 pub use args::{Args, Common};
 pub use error::RunError;
 
-use crate::report::{Style, render};
+use crate::report::{Run, Style, export, target};
 use crate::result::{RunResult, Status};
 use crate::text::print;
 
@@ -27,7 +27,11 @@ use crate::text::print;
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
     let outcome = pipeline::execute(&request)?;
-    print(&render(&outcome.result, args.format, &Style::of_stdout(args.pairs)))?;
+    let style = Style::of_stdout(args.pairs);
+    let run = Run { result: &outcome.result, dir: Some(outcome.out.path()) };
+    print(&export(&run, args.format.into(), &style)?)?;
+    target::write_all(&run, &args.report, &style)?;
+    target::tell_github(&run, &style)?;
     require_a_reference(&outcome.result)?;
     Ok(ExitCode::from(outcome.result.verdict.exit_code(args.deny_warnings)))
 }
