@@ -43,7 +43,7 @@ pub enum Command {
     Invariants(invariants::Args),
     /// Judge a saved run again
     Judge(judge_cmd::Args),
-    /// Show a saved run in another form: tables, Markdown, JSON, JUnit, or as GitHub Actions takes it
+    /// Show a saved run in another form: an HTML page, SVG, tables, Markdown, JUnit, …
     Report(report_cmd::Args),
     /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
     Limits(limits::Args),

@@ -1,21 +1,29 @@
 //! Exporters: one saved run in, text out. Nothing is judged here and nothing runs.
 //!
 //! [`view`] groups a result's rows for the eye, [`stages`] what the oracle says of them, [`sentences`] puts
-//! it into words, then one small file a format.
-//! [`target`] is where a report goes.
+//! it into words. [`tensors`], [`vocabulary`], [`failures`], [`flow`], [`heat`] and [`continuations`] are what
+//! pictures are made of. Then one small file a format; [`target`] is where a report goes.
 
+mod continuations;
+mod failures;
+mod flow;
 pub(crate) mod github;
+mod heat;
+mod html;
 mod json;
 mod junit;
 mod markdown;
 pub(crate) mod numbers;
 mod sentences;
 mod stages;
+mod svg;
 pub(crate) mod table;
 pub mod target;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod view;
+mod vocabulary;
 
 use std::path::Path;
 
@@ -46,8 +54,12 @@ pub enum ReportFormat {
     Md,
     /// The result as it is saved in result.json.
     Json,
+    /// One page that opens from disk: matrix, chart, heat maps, generated text.
+    Html,
     /// JUnit XML, for CI.
     Junit,
+    /// The chart of errors along the data flow.
+    Svg,
     /// Annotations and a step summary, as GitHub Actions takes them.
     Github,
 }
@@ -68,6 +80,8 @@ impl ReportFormat {
             ReportFormat::Table => &table::Tables,
             ReportFormat::Md => &markdown::Markdown,
             ReportFormat::Json => &json::Json,
+            ReportFormat::Html => &html::Html,
+            ReportFormat::Svg => &svg::Svg,
             ReportFormat::Junit => &junit::Junit,
             ReportFormat::Github => &github::Github,
         }

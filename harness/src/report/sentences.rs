@@ -12,53 +12,7 @@ use crate::result::{
 /// The first line of every report.
 pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> String {
     let subject = result.subject().map(|s| s.name.as_str()).unwrap_or("no subject");
-    let ran: Vec<&str> = result
-        .references()
-        .filter(|i| !matches!(i.status, Status::Missing))
-        .map(|i| i.name.as_str())
-        .collect();
-    let against = if ran.is_empty() { "no reference".into() } else { list(&ran) };
-    let what = match result.verdict {
-        RunVerdict::Pass | RunVerdict::Warn => {
-            let confirmed = confirmed(result);
-            // All of them are wrong themselves, so that the oracle alone has checked it.
-            match confirmed.iter().all(|(_, n)| *n == 0) && !result.odd.is_empty() {
-                true => {
-                    format!("{subject} is right by the float64 oracle; no reference confirms it")
-                }
-                false => format!("{subject} matches {}", matches(result, checkpoints, passed)),
-            }
-        }
-        RunVerdict::Fail => {
-            let first = first_cause(result).map(|cause| match cause {
-                Cause::Stage(odd) => {
-                    format!(", first at {} (case {}{})", at(odd), odd.case, step(odd.step))
-                }
-                Cause::Row(row) => format!(", first at {}", place(row)),
-            });
-            format!(
-                "{subject} against {against}: {} passed{}",
-                of(passed, checkpoints),
-                first.unwrap_or_default()
-            )
-        }
-        RunVerdict::Incomplete => {
-            format!(
-                "{subject} against {against}: {} passed, something was not checked",
-                of(passed, checkpoints)
-            )
-        }
-        RunVerdict::Error => match result.subject().filter(|s| s.status != Status::Ok) {
-            Some(s) => format!("{subject}: {}", s.reason.lines().next().unwrap_or_default()),
-            None => "nothing was compared".into(),
-        },
-    };
-    let what = match &result.isolate {
-        Some(isolate) => {
-            format!("stages by themselves{}, on {}: {what}", in_layers(isolate), input(isolate))
-        }
-        None => what,
-    };
+    let what = words(result, checkpoints, passed);
     let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
     let wrong: Vec<&str> =
         result.odd.iter().map(|odd| odd.name.as_str()).filter(|name| *name != subject).collect();
@@ -96,6 +50,58 @@ fn in_layers(isolate: &IsolateRecord) -> String {
     match layers[..] {
         [] => String::new(),
         _ => format!(", in {}", crate::text::layers(&layers)),
+    }
+}
+
+/// What the first line states, after the verdict and before the remarks.
+fn words(result: &RunResult, checkpoints: usize, passed: usize) -> String {
+    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or("no subject");
+    let ran: Vec<&str> = result
+        .references()
+        .filter(|i| !matches!(i.status, Status::Missing))
+        .map(|i| i.name.as_str())
+        .collect();
+    let against = if ran.is_empty() { "no reference".into() } else { list(&ran) };
+    let what = match result.verdict {
+        RunVerdict::Pass | RunVerdict::Warn => {
+            let confirmed = confirmed(result);
+            // All of them are wrong themselves, so that the oracle alone has checked it.
+            match confirmed.iter().all(|(_, n)| *n == 0) && !result.odd.is_empty() {
+                true => {
+                    format!("{subject} is right by the float64 oracle; no reference confirms it")
+                }
+                false => format!("{subject} matches {}", matches(result, checkpoints, passed)),
+            }
+        }
+        RunVerdict::Fail => {
+            let first = first_cause(result).map(|cause| match cause {
+                Cause::Stage(odd) => {
+                    format!(", first at {} (case {}{})", where_of(odd), odd.case, step_of(odd.step))
+                }
+                Cause::Row(row) => format!(", first at {}", place(row)),
+            });
+            format!(
+                "{subject} against {against}: {} passed{}",
+                of(passed, checkpoints),
+                first.unwrap_or_default()
+            )
+        }
+        RunVerdict::Incomplete => {
+            format!(
+                "{subject} against {against}: {} passed, something was not checked",
+                of(passed, checkpoints)
+            )
+        }
+        RunVerdict::Error => match result.subject().filter(|s| s.status != Status::Ok) {
+            Some(s) => format!("{subject}: {}", s.reason.lines().next().unwrap_or_default()),
+            None => "nothing was compared".into(),
+        },
+    };
+    match &result.isolate {
+        Some(isolate) => {
+            format!("stages by themselves{}, on {}: {what}", in_layers(isolate), input(isolate))
+        }
+        None => what,
     }
 }
 
@@ -151,12 +157,12 @@ fn of(passed: usize, checkpoints: usize) -> String {
 /// `bad: h.*.ln_1 in layers 0, 1, 2 and 3, checkpoint 1 (case hello, prefill): this stage alone …`.
 pub fn wrong(odd: &Odd) -> String {
     let (name, number, case) = (&odd.name, odd.checkpoint, &odd.case);
-    let place = format!("checkpoint {number} (case {case}{})", step(odd.step));
-    format!("{name}: {}, {place}: {}", at(odd), odd.reason)
+    let place = format!("checkpoint {number} (case {case}{})", step_of(odd.step));
+    format!("{name}: {}, {place}: {}", where_of(odd), odd.reason)
 }
 
 /// `h.3.attn.out`, or `h.*.attn.out in layers 1 and 3` where the same stage is wrong in several.
-fn at(odd: &Odd) -> String {
+pub fn where_of(odd: &Odd) -> String {
     match (odd.point.layer, &odd.layers[..]) {
         (Some(_), layers @ [_, _, ..]) => {
             let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
@@ -167,7 +173,7 @@ fn at(odd: &Odd) -> String {
     }
 }
 
-fn step(step: usize) -> String {
+pub fn step_of(step: usize) -> String {
     if step == 0 { ", prefill".into() } else { format!(", step {step}") }
 }
 
@@ -192,8 +198,16 @@ pub fn first_cause(result: &RunResult) -> Option<Cause<'_>> {
 
 /// The verdict line of a whole result.
 pub fn first_line(result: &RunResult, views: &[CheckpointView<'_>]) -> String {
-    let passed = |v: &&CheckpointView<'_>| matches!(v.verdict, Verdict::Pass | Verdict::Warn);
-    verdict_line(result, views.len(), views.iter().filter(passed).count())
+    verdict_line(result, views.len(), passed(views))
+}
+
+/// The same without verdict and remarks.
+pub fn statement(result: &RunResult, views: &[CheckpointView<'_>]) -> String {
+    words(result, views.len(), passed(views))
+}
+
+fn passed(views: &[CheckpointView<'_>]) -> usize {
+    views.iter().filter(|v| matches!(v.verdict, Verdict::Pass | Verdict::Warn)).count()
 }
 
 /// The first row in data-flow order that failed, and is not another's fault.
