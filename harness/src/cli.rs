@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
 use crate::{
-    adapters_cmd, bisect, dumps, golden, invariants, judge_cmd, limits, points_cmd, report_cmd, run,
+    adapters_cmd, bisect, dumps, golden, guides, invariants, judge_cmd, limits, points_cmd,
+    report_cmd, run,
 };
 
 const EXIT_CODES: &str = "\
@@ -49,6 +50,7 @@ pub enum Command {
     Limits(limits::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
     Points(points_cmd::Args),
+    Explain(guides::explain::Args),
     Compare(dumps::compare::Args),
     Export(dumps::export::Args),
     Golden(golden::Args),
@@ -66,6 +68,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Report(args) => report_cmd::run(args),
         Command::Limits(args) => limits::run(args),
         Command::Points(args) => points_cmd::run(args),
+        Command::Explain(args) => guides::explain::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),
         Command::Export(args) => dumps::export::run(args).map(ExitCode::from),
         Command::Adapters(args) => Ok(adapters_cmd::run(args)),

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::guides::assess::assess;
 use crate::judge::{JudgeOptions, Override, Overrides};
 use crate::report::{Format, Style, render};
 use crate::result::{RunVerdict, UncheckedKind};
@@ -61,6 +62,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     result.tolerances = tolerances;
     result.unchecked = verdicts.unchecked;
     result.unchecked.extend(collected.unchecked);
+    // Everything that was collected is judged, whatever the run's own report left out.
+    result.strategy = None;
+    result.assessment = Some(assess(&result));
     print(&render(&result, args.format, &Style::of_stdout(args.pairs))?)?;
     Ok(ExitCode::from(result.verdict.exit_code(args.deny_warnings)))
 }

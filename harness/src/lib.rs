@@ -15,7 +15,7 @@
 //!    [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts; nothing is
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
-//! 8. [`result`]: the one saved form; [`report`] renders it;
+//! 8. [`result`]: the one saved form; [`report`] renders it; [`guides`] says what to make of it;
 //! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
@@ -29,6 +29,7 @@ pub mod compare;
 pub mod dumps;
 pub mod evidence;
 pub mod golden;
+pub mod guides;
 pub mod invariants;
 pub mod isolate;
 pub mod judge;

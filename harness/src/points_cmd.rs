@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use comfy_table::{ContentArrangement, Table, presets};
 use llorch_models::ResolveOptions;
 use llorch_trace::{Class, Dims, Point, Stage};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::run::RunError;
@@ -78,6 +79,45 @@ fn symbols(stage: Stage) -> &'static str {
         Stage::Generated => "[N]",
         _ => "[T,E]",
     }
+}
+
+/// A point as a guide lists it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointRecord {
+    pub point: String,
+    /// Without the layer; `block` for a block's own output.
+    #[serde(skip)]
+    pub stage: String,
+    pub shape: String,
+    pub class: String,
+    pub recipe: &'static str,
+}
+
+pub const LEGEND: &str = "T tokens of this step, S keys visible, E width, H heads, D = E/H, V vocabulary, \
+     N new tokens; i runs over all layers. A class t means |a − b| ≤ t · max(1, |a|, |b|).";
+
+/// The points of a checkpoint, in data-flow order, with symbols for sizes.
+pub fn of_checkpoint(number: u8) -> Vec<PointRecord> {
+    let mut points = llorch_trace::all_points(1);
+    points.push(Point::new(Stage::Generated));
+    // Of the blocks, later ones belong to another checkpoint than the first.
+    let later = Point::of_layer(Stage::Block, 1);
+    let at = points.iter().position(|p| p.stage == Stage::LnF).unwrap_or(points.len());
+    points.insert(at, later);
+    let of_it = points.into_iter().filter(|p| p.checkpoint().number == number);
+    of_it
+        .map(|point| PointRecord {
+            point: match (point.stage, point.layer) {
+                (Stage::Block, Some(0)) => "h.0".into(),
+                (Stage::Block, _) => "h.i, i ≥ 1".into(),
+                _ => point.to_string().replacen("h.0", "h.i", 1),
+            },
+            stage: crate::guides::stage_name(point.stage),
+            shape: symbols(point.stage).into(),
+            class: class(&point),
+            recipe: recipe(point.stage),
+        })
+        .collect()
 }
 
 struct Line {

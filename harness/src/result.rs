@@ -7,6 +7,8 @@ use llorch_trace::Point;
 use llorch_trace::protocol::{Sampling, Worth};
 use serde::{Deserialize, Serialize};
 
+use crate::guides::assess::Assessment;
+use crate::guides::strategy::StrategyRecord;
 use crate::judge::Overrides;
 use crate::oracle::BoundKind;
 
@@ -34,6 +36,12 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Overrides::is_empty")]
     pub tolerances: Overrides,
     pub unchecked: Vec<Unchecked>,
+    /// Which level the run reached, what to look at next, and what the table looks like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assessment: Option<Assessment>,
+    /// Present where `--strategy` chose what is reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<StrategyRecord>,
     /// Present where stages were isolated: rows are then of stages that all read the same input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate: Option<IsolateRecord>,

@@ -176,6 +176,8 @@ mod tests {
             odd: vec![],
             tolerances: Default::default(),
             unchecked: vec![],
+            assessment: None,
+            strategy: None,
             isolate: None,
         }
     }

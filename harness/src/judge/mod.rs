@@ -38,6 +38,8 @@ use crate::evidence::{Case, Evidence, FaultKind, Plan};
 use crate::oracle::{Continuation, Truth};
 use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
+pub use overall::conclude;
+
 pub use local::{Captured, describe, measure, times};
 pub use tolerance::{Override, Overrides, point_tolerance};
 

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::numbers::{error, index, tolerances, value_at};
-use super::sentences::{checkpoint_sentence, first_line, input_line, place, wrong};
+use super::sentences::{
+    checkpoint_sentence, conclusion, first_line, hint, input_line, place, wrong,
+};
 use super::view::{CheckpointView, checkpoints, pairs, widest};
 use super::{Exporter, Run, Style, stages};
 use crate::result::{Role, RunResult, Verdict};
@@ -93,6 +95,14 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
             let _ = writeln!(out, "- {}: {}", escape(&u.what), escape(&u.reason));
         }
     }
+    let lines = conclusion(result);
+    if !lines.is_empty() {
+        let _ = writeln!(out, "\n## What it amounts to\n");
+    }
+    for (heading, text) in lines {
+        let heading = heading[..1].to_string() + &heading[1..].to_lowercase();
+        let _ = writeln!(out, "- **{heading}**: {}", escape(&text));
+    }
 }
 
 /// One checkpoint's section.
@@ -161,6 +171,10 @@ pub(super) fn checkpoint(result: &RunResult, view: &CheckpointView<'_>, style: &
             values.unwrap_or_default()
         );
         let _ = writeln!(out, "\n- {}", escape(&what));
+        if let Some(hint) = hint(r).filter(|_| r.verdict == Verdict::Fail) {
+            let explain = format!("`llorch-diff explain {}`", view.number);
+            let _ = writeln!(out, "  Hint: {}; {explain}", escape(hint));
+        }
     }
     std::mem::take(out)
 }

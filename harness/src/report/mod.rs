@@ -22,7 +22,7 @@ pub mod target;
 mod tensors;
 #[cfg(test)]
 mod tests;
-mod view;
+pub(crate) mod view;
 mod vocabulary;
 
 use std::path::Path;

@@ -11,6 +11,8 @@ use crate::result::{
 
 /// The first line of every report.
 pub fn verdict_line(result: &RunResult, checkpoints: usize, passed: usize) -> String {
+    // What a strategy left out was asked for as well.
+    let checkpoints = checkpoints + result.strategy.as_ref().map_or(0, |s| s.left_out.len());
     let subject = result.subject().map(|s| s.name.as_str()).unwrap_or("no subject");
     let what = words(result, checkpoints, passed);
     let mut line = format!("{} · {what} · model {}", result.verdict.name(), result.model.name);
@@ -292,7 +294,6 @@ fn is_norm(row: &Row) -> bool {
 
 /// What to look at first, for a row that failed.
 pub fn hint(row: &Row) -> Option<&'static str> {
-    use llorch_trace::Stage;
     if row.reason.contains("shapes differ") {
         return Some("the shape comes first: values mean nothing before it is right");
     }
@@ -306,35 +307,30 @@ pub fn hint(row: &Row) -> Option<&'static str> {
             "this needs no reference: the implementation's own tensors contradict each other",
         );
     }
-    Some(match row.point.stage {
-        Stage::Tokens | Stage::Embeddings => {
-            "token ids first, then wte[ids] + wpe[positions]: positions start at 0"
-        }
-        Stage::Ln1 | Stage::Ln2 | Stage::LnF => {
-            "eps inside the root (1e-5), the biased variance, gain and bias after it"
-        }
-        Stage::Q | Stage::K | Stage::V => {
-            "Conv1D weights are [in, out]; c_attn's columns are q, k, v in this order; then the bias"
-        }
-        Stage::CacheK | Stage::CacheV => {
-            "rows are appended in order of position, and none is overwritten"
-        }
-        Stage::Scores => "q·k over √D of the head, not of the model; positions match",
-        Stage::Probs => "the mask is causal, j ≤ i; softmax runs over keys",
-        Stage::Context => "probs · v, heads side by side again in their order",
-        Stage::AttnOut => "c_proj is [in, out] as well (not transposed), with its bias",
-        Stage::ResidMid | Stage::Block => "the residual is the input of the norm, not its output",
-        Stage::Fc | Stage::Act | Stage::MlpOut => {
-            "gelu_new is the tanh form; c_fc and c_proj are [in, out]"
-        }
-        Stage::Logits | Stage::LogitsLast => {
-            "the head is wte, transposed, with no bias, after ln_f"
-        }
-        Stage::Argmax | Stage::Generated => {
-            "a choice between near equals is excused; this one is not: look at the logits before it"
-        }
-        Stage::NextProbs => {
-            "softmax of the last row over the vocabulary, after temperature, top-k, top-p"
-        }
-    })
+    crate::guides::hint(row.point.stage)
+}
+
+/// What the whole run amounts to, the last lines of a summary: what the failures make likely, where the
+/// strategy stopped, the level, the next checkpoint. A heading and a text each.
+pub fn conclusion(result: &RunResult) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    if let Some(strategy) = &result.strategy {
+        let (looked, all) = (strategy.looked_at.len(), strategy.left_out.len());
+        let of = format!("looked at {looked} of {}", looked + all);
+        let name = strategy.name.name();
+        lines.push(("STRATEGY", format!("{name}: {of}; {}", strategy.reason)));
+    }
+    let Some(assessment) = &result.assessment else { return lines };
+    if let Some(likely) = &assessment.likely {
+        // Measured is which stage; why it is wrong is a guess either way.
+        let basis = match likely.stage_is_known {
+            true => "a hint; the stage itself is measured",
+            false => "a guess from which checkpoints fail",
+        };
+        lines.push(("LIKELY CAUSE", format!("{} ({basis})", likely.cause)));
+        lines.push(("LOOK AT", likely.look.clone()));
+    }
+    lines.extend(assessment.level_line().map(|line| ("LEVEL", line)));
+    lines.extend(assessment.next_line().map(|line| ("NEXT", line)));
+    lines
 }

@@ -8,10 +8,12 @@ use comfy_table::{
 };
 
 use super::numbers::{error, index, list, row_values, seconds, tolerances, value_at};
-use super::sentences::{checkpoint_sentence, first_line, hint, input_line, parties, place, wrong};
+use super::sentences::{
+    checkpoint_sentence, conclusion, first_line, hint, input_line, parties, place, wrong,
+};
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
 use super::{Exporter, Run, Style, stages};
-use crate::result::{Role, Row, RunResult, Status, Verdict};
+use crate::result::{CaseRecord, Role, Row, RunResult, Status, Verdict};
 
 /// The form that a terminal shows.
 pub struct Tables;
@@ -110,6 +112,13 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
         for u in &result.unchecked {
             let _ = writeln!(out, "  {}: {}", u.what, u.reason);
         }
+    }
+    let lines = conclusion(result);
+    if !lines.is_empty() {
+        let _ = writeln!(out);
+    }
+    for (heading, text) in lines {
+        let _ = writeln!(out, "{heading} {text}");
     }
 }
 
@@ -280,6 +289,9 @@ fn failures(out: &mut String, result: &RunResult, view: &CheckpointView<'_>) {
             let _ = writeln!(out, "    hint: {hint}");
         }
     }
+    if !failed.is_empty() {
+        let _ = writeln!(out, "  more of this checkpoint: llorch-diff explain {}", view.number);
+    }
     if failed.len() > FAILURES_SHOWN {
         let rest = failed.len() - FAILURES_SHOWN;
         let _ = writeln!(out, "  and {rest} more rows that fail here (--format json has them all)");
@@ -299,7 +311,10 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
     let mut table = new_table(style);
     table.set_header(bold(&["case", "implementation", "generated"], style));
     let mut rows = 0;
-    for case in result.cases.iter().filter(|c| c.sampling.temperature == 0.0) {
+    // Of a checkpoint that the strategy left out nothing is shown.
+    let left_out = result.strategy.as_ref().is_some_and(|s| s.left_out.contains(&12));
+    let greedy = |c: &&CaseRecord| c.sampling.temperature == 0.0 && !left_out;
+    for case in result.cases.iter().filter(greedy) {
         for i in &result.implementations {
             let Some(g) = case.generated.get(&i.name) else { continue };
             let text =

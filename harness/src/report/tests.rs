@@ -73,6 +73,8 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
         cases: vec![],
         rows,
         odd: vec![],
+        assessment: None,
+        strategy: None,
         isolate: None,
         tolerances: Default::default(),
         unchecked: vec![Unchecked {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use llorch_trace::Dtype;
 
 use super::RunError;
+use crate::guides::strategy::Strategy;
 use crate::isolate::Ask;
 use crate::isolate::args::IsolateArgs;
 use crate::lineup::{self, Member};
@@ -24,6 +25,11 @@ pub struct Args {
 
     #[command(flatten)]
     pub isolate: IsolateArgs,
+
+    /// Report checkpoint by checkpoint in this order, and stop where it stops. Everything is collected
+    /// once; what is left out is UNCHECKED
+    #[arg(long, value_enum)]
+    pub strategy: Option<Strategy>,
 
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -138,6 +144,8 @@ pub struct Request {
     pub values: usize,
     /// Stages by themselves, on given inputs, instead of whole passes.
     pub isolate: Option<Ask>,
+    /// Where the report stops.
+    pub strategy: Option<Strategy>,
 }
 
 impl Args {
@@ -146,6 +154,7 @@ impl Args {
         let mut request = self.common.request(self.values)?;
         let own_case = self.common.prompt.is_empty() && self.common.suite.is_none();
         request.isolate = self.isolate.ask(&request.filter, own_case);
+        request.strategy = self.strategy;
         Ok(request)
     }
 }
@@ -178,6 +187,7 @@ impl Common {
             quiet: self.quiet,
             values,
             isolate: None,
+            strategy: None,
         })
     }
 }

@@ -85,6 +85,8 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         odd: verdicts.odd,
         tolerances: Overrides::default(),
         unchecked,
+        assessment: None,
+        strategy: None,
         isolate: collected.isolation.as_ref().map(|i| i.record.clone()),
     }
 }

@@ -18,6 +18,7 @@ use super::provisioning::Provisioning;
 use super::scout::Scout;
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
+use crate::guides::assess::assess;
 use crate::isolate::{Ask, Isolation, Source};
 use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
 use crate::lineup::{Contact, file_name};
@@ -90,7 +91,11 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
     seconds.insert("total".into(), began.elapsed().as_secs_f64());
     let facts = Facts { model: assemble::model_record(&model)?, started, seconds };
-    let result = assemble::result(&collected, verdicts, facts);
+    let mut result = assemble::result(&collected, verdicts, facts);
+    if let Some(strategy) = request.strategy {
+        strategy.apply(&mut result, &collected);
+    }
+    result.assessment = Some(assess(&result));
     saved::write_evidence(out.path(), &collected)?;
     saved::write_result(out.path(), &result)?;
     if out.is_kept() {
@@ -392,7 +397,10 @@ impl Jury<'_, '_> {
         let options = JudgeOptions { stages: false, ..JudgeOptions::default() };
         let isolation = run.isolation.as_ref();
         let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
-        run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
+        // With a strategy, what it leaves out is not told here either.
+        if run.request.strategy.is_none() {
+            run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
+        }
         evidence.swap(1, last);
         verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)
     }
