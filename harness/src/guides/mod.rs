@@ -69,4 +69,6 @@ pub fn stage_name(stage: Stage) -> String {
 }
 
 #[cfg(test)]
+mod assess_tests;
+#[cfg(test)]
 mod tests;
