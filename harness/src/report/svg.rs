@@ -22,7 +22,7 @@ impl Exporter for Svg {
 }
 
 const LEFT: f64 = 56.0;
-const RIGHT: f64 = 12.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 46.0;
 const TOTAL_HEIGHT: f64 = 230.0;
 const LOCAL_HEIGHT: f64 = 170.0;
@@ -313,28 +313,26 @@ fn layers(flow: &Flow, step: f64, x: &dyn Fn(usize) -> f64) -> Vec<Tick> {
             _ => found.push((i, i, point.point.layer)),
         }
     }
-    let mut free = f64::NEG_INFINITY;
+    // Every layer's number where there is room for it, else every second, fifth, tenth.
+    let wide = found.iter().filter(|(_, _, l)| l.is_some()).map(|(from, to, _)| x(*to) - x(*from));
+    let wide = wide.fold(f64::INFINITY, f64::min) + step;
+    let every = [1, 2, 5, 10, 20].into_iter().find(|n| wide * *n as f64 >= 54.0).unwrap_or(50);
     let label = |layer: Option<usize>, i: usize| match layer {
-        Some(n) => format!("layer {n}"),
+        Some(n) if n % every == 0 => format!("layer {n}"),
+        Some(_) => String::new(),
         None if i == 0 => "input".into(),
         None => "output".into(),
     };
-    let mut ticks = Vec::new();
-    for (from, to, layer) in found {
-        let middle = (x(from) + x(to)) / 2.0;
-        let text = label(layer, from);
-        let half = 3.0 * text.len() as f64;
-        let fits = middle - half > free;
-        if fits {
-            free = middle + half + 4.0;
-        }
-        ticks.push(Tick {
-            at: px(x(from) - step / 2.0),
-            middle: px(middle),
-            label: if fits { text } else { String::new() },
-        });
-    }
-    ticks
+    let tick = |(from, to, layer): (usize, usize, Option<usize>)| Tick {
+        at: px(x(from) - step / 2.0),
+        middle: px((x(from) + x(to)) / 2.0),
+        label: match layer {
+            // A single point is no room for two words side by side.
+            Some(0) if wide < 100.0 => String::new(),
+            layer => label(layer, from),
+        },
+    };
+    found.into_iter().map(tick).collect()
 }
 
 fn legend(flow: &Flow) -> Vec<Key> {

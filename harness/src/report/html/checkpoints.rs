@@ -150,8 +150,10 @@ fn shown(verdict: Verdict, largest: Option<&Row>, anothers: Option<&Row>) -> Cel
         title = format!("{}; {title}", row.reason);
     }
     let figure = match metrics {
+        // The word says more than what little was compared.
+        _ if verdict == Verdict::Error => String::new(),
         Some((_, m)) => error(m.max_abs),
-        None if matches!(verdict, Verdict::Unchecked | Verdict::Error) => String::new(),
+        None if verdict == Verdict::Unchecked => String::new(),
         None if verdict == Verdict::Fail => "differs".into(),
         None => "equal".into(),
     };
