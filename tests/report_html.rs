@@ -9,7 +9,7 @@ use std::process::Command;
 use llorch_trace::bundle::Manifest;
 use llorch_trace::{Bundle, BundleWriter, Point};
 use run_support::browser::{chromium, python};
-use run_support::reported::{Saved, failing, missing, passing};
+use run_support::reported::{Saved, failing, missing, parting, passing};
 use run_support::{diff, repository, texts};
 use serde_json::Value;
 
@@ -43,6 +43,62 @@ fn a_run_that_fails_names_the_first_wrong_tensor() {
 fn a_run_with_a_reference_that_is_not_there() {
     look(missing(), "missing");
     assert!(missing().report("html").contains("/nonexistent/adapter"));
+}
+
+#[test]
+fn where_texts_part_the_token_is_marked_and_both_choices_stand_below() {
+    let saved = parting();
+    let page = saved.report("html");
+    let case = &saved.result["cases"][0];
+    let right = case["forced_ids"].as_array().unwrap();
+    let ids = case["generated"]["bug"]["ids"].as_array().unwrap();
+    let step = (0..right.len()).find(|i| right[*i] != ids[*i]).expect("the bug must show");
+    assert_eq!(page.matches("<mark ").count(), 1, "the references generate what the oracle does");
+    assert!(page.contains(&format!("They part at step {step}.")));
+    for (who, chosen) in [("bug", &ids[step]), ("candle", &right[step])] {
+        let bundle = Bundle::open(&saved.out().join(who)).unwrap();
+        let logits = bundle.get("short", step, "logits.last").unwrap().to_f64();
+        let mut sorted = logits.clone();
+        sorted.sort_by(|x, y| y.total_cmp(x));
+        let first = logits.iter().position(|v| *v == sorted[0]).unwrap();
+        assert_eq!(first as u64, chosen.as_u64().unwrap(), "{who}");
+        let margin = format!("<td class=\"n\">{:.4}</td>", sorted[0] - sorted[1]);
+        assert!(page.contains(&margin), "{who}: {margin}");
+        assert!(page.contains(&format!("</code> {:.4}</span>", sorted[4])), "{who}");
+    }
+}
+
+#[test]
+fn a_tensor_that_is_damaged_or_gone_is_not_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = failing().out();
+    for path in ["result.json", "bug/manifest.json", "bug/tensors.safetensors"]
+        .into_iter()
+        .chain(["numpy/manifest.json", "numpy/tensors.safetensors"])
+    {
+        let to = dir.path().join(path);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(out.join(path), to).unwrap();
+    }
+    let page = || {
+        let mut report = diff();
+        let output =
+            report.arg("report").arg(dir.path()).args(["--format", "html"]).output().unwrap();
+        assert!(output.status.success(), "{}", texts(&output).1);
+        texts(&output).0
+    };
+    let pictures = |page: &str| page.matches("data:image/png").count();
+    assert!(pictures(&page()) > 20);
+    let path = dir.path().join("bug/tensors.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[data..].iter_mut().for_each(|b| *b ^= 1);
+    std::fs::write(&path, bytes).unwrap();
+    let damaged = page();
+    assert_eq!(pictures(&damaged), 0);
+    assert!(damaged.contains("h.2.attn.k is damaged: not the tensor that was saved"));
+    std::fs::remove_dir_all(dir.path().join("bug")).unwrap();
+    assert!(page().contains("No heat map: "), "and the rest of the page is there");
 }
 
 #[test]

@@ -61,6 +61,12 @@ pub fn failing() -> &'static Saved {
     SAVED.get_or_init(|| Saved::of(&["transposed:layer=2:which=k"], &["numpy", "candle"]))
 }
 
+/// The bug is in every layer, so that it generates other tokens.
+pub fn parting() -> &'static Saved {
+    static SAVED: OnceLock<Saved> = OnceLock::new();
+    SAVED.get_or_init(|| Saved::of(&["swapped_qkv:order=vkq"], &["numpy", "candle"]))
+}
+
 pub fn missing() -> &'static Saved {
     static SAVED: OnceLock<Saved> = OnceLock::new();
     SAVED.get_or_init(|| Saved::of(&[], &["numpy", "ghost=/nonexistent/adapter"]))

@@ -268,3 +268,52 @@ fn what_is_excused_is_marked() {
     let text = table(&result);
     assert!(text.contains("1.0e-2*") && text.contains("  * ours–hf at h.0.attn.q"), "{text}");
 }
+
+#[test]
+fn without_the_oracle_the_chart_shows_the_distances_from_the_subject() {
+    let flow = flow::flow(&honest());
+    let names: Vec<&str> = flow.series.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!((names, flow.by_oracle), (vec!["hf", "candle"], false));
+    let totals: Vec<_> = flow.series[1].errors.iter().map(|e| e.total).collect();
+    // The larger of two steps, of each of two layers.
+    assert_eq!(totals, [Some(Some(6e-7)), Some(Some(8e-7))]);
+    let run = Run { result: &honest(), dir: None };
+    let page = export(&run, ReportFormat::Html, &Style::default()).unwrap();
+    assert!(page.contains("ours matches hf and candle") && page.contains("had no say"), "{page}");
+}
+
+#[test]
+fn the_page_names_the_first_cause_by_the_rule_of_every_report() {
+    let result = broken();
+    let run = Run { result: &result, dir: None };
+    let page = export(&run, ReportFormat::Html, &Style::default()).unwrap();
+    let (first, _) = page.split_once("</h1>").unwrap();
+    assert!(first.ends_with("<a id=\"first\" href=\"#p-h.1.attn.q\">h.1.attn.q</a>"), "{first}");
+    assert!(page.contains("id=\"p-h.1.attn.q\"") && page.contains("only the result is at hand"));
+    assert!(table(&result).lines().next().unwrap().contains("first at h.1.attn.q"));
+}
+
+#[test]
+fn values_that_are_not_finite_are_drawn_at_the_top_and_named() {
+    let mut result = broken();
+    for row in &mut result.rows {
+        row.metrics.as_mut().unwrap().max_abs = None;
+    }
+    let run = Run { result: &result, dir: None };
+    let page = export(&run, ReportFormat::Html, &Style::default()).unwrap();
+    assert!(page.contains("not finite") && !page.contains("NaN") && !page.contains("inf "));
+    let svg = export(&run, ReportFormat::Svg, &Style::default()).unwrap();
+    assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+}
+
+#[test]
+fn a_result_without_rows_is_a_page_all_the_same() {
+    let result = result(Vec::new(), RunVerdict::Error);
+    let run = Run { result: &result, dir: None };
+    for format in [ReportFormat::Html, ReportFormat::Svg, ReportFormat::Junit, ReportFormat::Github]
+    {
+        let text = export(&run, format, &Style::default()).unwrap();
+        assert!(text.contains("nothing was compared"), "{format:?}: {text}");
+        assert!(!text.contains("NaN"), "{format:?}");
+    }
+}
