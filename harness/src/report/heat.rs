@@ -23,6 +23,8 @@ pub struct Heat {
 
 /// Differences smaller than the largest by this factor are as pale as can be.
 const RANGE: f64 = 1e4;
+/// More columns than this nobody tells apart.
+const WIDEST: usize = 256;
 /// Codes of a cell: nothing there, exactly zero, not finite; between them a logarithmic scale.
 const LEVELS: usize = 4096;
 const CODES: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -74,16 +76,14 @@ impl Heat {
         if panels * height * width == 0 {
             return None;
         }
-        let room = (budget / panels).max(16) as f64;
-        let (mut rows, mut columns) = (height, width);
-        let shrink = (rows as f64 * columns as f64 / room).sqrt();
-        if shrink > 1.0 {
-            rows = ((height as f64 / shrink).ceil() as usize).clamp(1, height);
-            if rows * columns > room as usize {
-                columns = ((room / rows as f64) as usize).clamp(1, width);
-            }
-            rows = ((room / columns as f64) as usize).clamp(1, height);
-        }
+        // The longer axis is folded first: a few tokens stay apart, whatever the vocabulary's size.
+        let room = (budget / panels).max(16);
+        let side = (room as f64).sqrt() as usize;
+        let (rows, columns) = match (height <= side, width <= side) {
+            (true, _) => (height, width.min(room / height).min(WIDEST)),
+            (false, true) => (height.min(room / width), width),
+            (false, false) => (side, side),
+        };
         let mut cells: Vec<Option<f64>> = vec![None; panels * rows * columns];
         for (i, d) in differences.iter().enumerate().filter_map(|(i, d)| Some((i, (*d)?))) {
             let (panel, rest) = (i / (height * width), i % (height * width));
@@ -93,6 +93,8 @@ impl Heat {
         }
         let shape = (rows as f64 * panels as f64 / columns as f64).sqrt();
         let across = (shape * 1.3).round().clamp(1.0, panels as f64) as usize;
+        // As even as so many lines allow.
+        let across = panels.div_ceil(panels.div_ceil(across));
         Some(Heat { panels, rows, columns, across, height, width, cells })
     }
 
@@ -246,6 +248,9 @@ mod tests {
         let all: Vec<Option<f64>> = (0..24).map(|i| Some(10f64.powi(i % 7 - 6))).collect();
         let heat = Heat::new(&[2, 3, 4], &all, 2048).unwrap();
         assert_eq!((heat.panels, heat.rows, heat.columns), (2, 3, 4));
+        let logits = Heat::new(&[7, 50257], &vec![Some(1.0); 7 * 50257], 4096).unwrap();
+        assert_eq!((logits.rows, logits.columns), (7, 256));
+        assert_eq!(Heat::new(&[4, 7, 7], &[Some(1.0); 196], 4096).unwrap().across, 2);
         for (read, wrote) in decoded(&heat).iter().zip(&all) {
             assert!((read / wrote.unwrap() - 1.0).abs() < 5e-3, "{read} {wrote:?}");
         }

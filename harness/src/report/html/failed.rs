@@ -242,8 +242,10 @@ fn worst(
 fn picture(names: &Names<'_>, heat: Heat, a: &Tensor) -> Picture {
     let (codes, low, high) = heat.codes();
     let (width, height) = heat.size();
-    // Cells as large as reading them needs, and the picture no larger than its frame.
-    let side = (760.0 / width as f64).min(420.0 / height as f64).clamp(1.0, 16.0);
+    // Cells as large as reading them needs, higher than wide where there are few lines of many.
+    let (w, h) = (width as f64, height as f64);
+    let across = (760.0 / w).min(420.0 / h).clamp(1.0, 16.0);
+    let down = (420.0 / h).clamp(across, 16.0);
     let axes = axes(names.f.point.stage);
     let tokens: Vec<String> = match axes {
         ["token", ..] | [_, "token", _] => {
@@ -262,7 +264,7 @@ fn picture(names: &Names<'_>, heat: Heat, a: &Tensor) -> Picture {
         shape: format!("{:?}", a.shape),
         axes: axes.join(" "),
         size: (width, height),
-        style: format!("width:{:.0}px", side * width as f64),
+        style: format!("width:{:.0}px;aspect-ratio:{:.3}", across * w, across * w / (down * h)),
         folded: heat.rows * heat.columns < heat.height * heat.width,
         tokens: serde_json::to_string(&tokens).unwrap_or_default(),
         heat,
