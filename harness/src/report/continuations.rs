@@ -49,7 +49,10 @@ pub fn continuations<'a>(
     tensors: &mut Tensors<'_>,
     vocabulary: &Vocabulary,
 ) -> Vec<Continuation<'a>> {
-    let greedy = |c: &&CaseRecord| c.sampling.temperature == 0.0 && !c.generated.is_empty();
+    // Of a checkpoint that the strategy left out nothing is shown.
+    let left_out = result.strategy.as_ref().is_some_and(|s| s.left_out.contains(&12));
+    let greedy =
+        |c: &&CaseRecord| c.sampling.temperature == 0.0 && !c.generated.is_empty() && !left_out;
     result.cases.iter().filter(greedy).map(|c| one(result, c, tensors, vocabulary)).collect()
 }
 

@@ -16,6 +16,7 @@ use crate::result::{CaseRecord, RunResult};
 pub struct Failed {
     pub anchor: String,
     pub point: String,
+    pub checkpoint: u8,
     pub who: String,
     pub is_first: bool,
     pub by_itself: bool,
@@ -95,6 +96,7 @@ fn section(
     let mut failed = Failed {
         anchor: anchor(f.who, f.point, subject),
         point: point.clone(),
+        checkpoint: f.point.checkpoint().number,
         who: f.who.into(),
         is_first: f.is_first,
         by_itself: f.by_itself,

@@ -8,7 +8,8 @@ use super::super::failures::failures;
 use super::super::flow::flow;
 use super::super::numbers::{list, seconds};
 use super::super::sentences::{
-    Cause, first_cause, first_line, input_line, place, statement, step_of, where_of, wrong,
+    Cause, conclusion, first_cause, first_line, input_line, place, statement, step_of, where_of,
+    wrong,
 };
 use super::super::svg::{CSS, Chart};
 use super::super::tensors::Tensors;
@@ -34,6 +35,8 @@ pub struct Page<'a> {
     details: Vec<String>,
     /// Who else is wrong, and the section that shows it.
     others: Vec<(String, String)>,
+    /// What the run amounts to: likely cause, level, next checkpoint.
+    conclusion: Vec<(String, String)>,
     line: String,
     facts: Vec<(&'static str, String)>,
     implementations: Vec<Party>,
@@ -114,6 +117,7 @@ impl<'a> Page<'a> {
             first: cause.map(|cause| first(subject, cause)),
             details: details(result, cause),
             others: others.map(|odd| (wrong(odd), anchor(&odd.name, odd.point, subject))).collect(),
+            conclusion: conclusion(result).into_iter().map(sentence_case).collect(),
             line: first_line(result, &views),
             facts: facts(result),
             implementations: result.implementations.iter().map(|i| party(result, i)).collect(),
@@ -132,6 +136,11 @@ impl<'a> Page<'a> {
             version: env!("CARGO_PKG_VERSION"),
         }
     }
+}
+
+/// `LIKELY CAUSE` shouts on a page.
+fn sentence_case((heading, text): (&str, String)) -> (String, String) {
+    (heading.to_lowercase(), text)
 }
 
 fn first(subject: &str, cause: Cause<'_>) -> First {
