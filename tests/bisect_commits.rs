@@ -9,16 +9,7 @@ use run_support::{diff, texts};
 #[test]
 fn the_first_bad_commit_is_found_without_touching_the_checkout() {
     let place = Short::new();
-    let git = |words: &[&str]| {
-        let output = std::process::Command::new("git")
-            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
-            .args(words)
-            .current_dir(place.path(""))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
-        texts(&output).0.trim().to_string()
-    };
+    let git = |words: &[&str]| git(&place, words);
     git(&["init", "--quiet"]);
     let engine = "import os, shlex, sys\n\
         words = shlex.split(os.environ['BUG_ADAPTER'])\n\
@@ -103,16 +94,7 @@ fn the_first_bad_commit_is_found_without_touching_the_checkout() {
 #[test]
 fn an_interrupted_search_leaves_no_worktree() {
     let place = Short::new();
-    let git = |words: &[&str]| {
-        let output = std::process::Command::new("git")
-            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
-            .args(words)
-            .current_dir(place.path(""))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
-        texts(&output).0.trim().to_string()
-    };
+    let git = |words: &[&str]| git(&place, words);
     git(&["init", "--quiet"]);
     git(&["commit", "--quiet", "--allow-empty", "-m", "one"]);
     git(&["commit", "--quiet", "--allow-empty", "-m", "two"]);
@@ -137,4 +119,16 @@ fn an_interrupted_search_leaves_no_worktree() {
     std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
     assert_eq!(search.wait().unwrap().code(), Some(130));
     assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
+}
+
+/// What git prints in the folder.
+fn git(place: &Short, words: &[&str]) -> String {
+    let output = std::process::Command::new("git")
+        .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+        .args(words)
+        .current_dir(place.path(""))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{words:?}: {}", texts(&output).1);
+    texts(&output).0.trim().to_string()
 }

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
 use crate::{
-    adapters_cmd, bisect, dumps, golden, guides, invariants, judge_cmd, limits, points_cmd,
+    adapters_cmd, bisect, dumps, golden, guides, invariants, judge_cmd, limits, merge, points_cmd,
     report_cmd, run,
 };
 
@@ -46,6 +46,9 @@ pub enum Command {
     Judge(judge_cmd::Args),
     /// Show a saved run in another form: an HTML page, SVG, tables, Markdown, JUnit, …
     Report(report_cmd::Args),
+    /// Join the parts of a run that was split with `run --partition`
+    #[command(after_help = EXIT_CODES)]
+    Merge(merge::Args),
     /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
     Limits(limits::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
@@ -66,6 +69,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Invariants(args) => invariants::run(args),
         Command::Judge(args) => judge_cmd::run(args),
         Command::Report(args) => report_cmd::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Limits(args) => limits::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Explain(args) => guides::explain::run(args),

@@ -17,6 +17,7 @@
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it; [`guides`] says what to make of it;
 //! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
+//!    [`partition`] splits a run between machines and [`merge`] joins the parts;
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 
@@ -37,7 +38,9 @@ pub mod judge_cmd;
 pub mod limits;
 pub mod lineup;
 pub mod live;
+pub mod merge;
 pub mod oracle;
+pub mod partition;
 pub mod plan;
 pub mod points_cmd;
 pub mod provision;

@@ -11,6 +11,7 @@ use crate::guides::assess::Assessment;
 use crate::guides::strategy::StrategyRecord;
 use crate::judge::Overrides;
 use crate::oracle::BoundKind;
+use crate::partition::PartRecord;
 
 pub const SCHEMA: &str = "llorch.result/1";
 
@@ -45,6 +46,9 @@ pub struct RunResult {
     /// Present where stages were isolated: rows are then of stages that all read the same input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate: Option<IsolateRecord>,
+    /// Present in one part of a run that was split between machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<PartRecord>,
 }
 
 /// `run --isolate`: what was put in front of which stages.

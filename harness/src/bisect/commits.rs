@@ -252,7 +252,7 @@ impl Search<'_> {
     }
 
     fn tool(&self, command: &AdapterCommand) -> Result<(), ToolFailure> {
-        let quiet = self.args.common.quiet;
+        let quiet = self.args.common.means.quiet;
         let mut say = |event: ToolEvent<'_>| {
             if let (ToolEvent::Line(line), false) = (event, quiet) {
                 eprintln!("{}", line.trim_end());

@@ -179,6 +179,7 @@ mod tests {
             assessment: None,
             strategy: None,
             isolate: None,
+            partition: None,
         }
     }
 

@@ -88,6 +88,7 @@ fn result(kind: ModelKind, verdict: impl Fn(u8) -> Option<Verdict>) -> RunResult
         assessment: None,
         strategy: None,
         isolate: None,
+        partition: None,
     }
 }
 

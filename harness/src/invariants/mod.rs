@@ -23,13 +23,12 @@ pub mod rule;
 pub mod runs;
 pub mod show;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use llorch_models::{ResolveOptions, ResolvedModel};
-use llorch_trace::{Dims, Dtype};
+use llorch_trace::Dims;
 
 use crate::evidence::Case;
 use crate::lineup::{self, Contact};
@@ -38,11 +37,12 @@ use crate::plan;
 use crate::provision::ProvisionOptions;
 use crate::report::Style;
 use crate::result::Unchecked;
-use crate::run::args::{float, seconds, suite};
+use crate::run::args::suite;
+use crate::run::means::Means;
 use crate::run::progress::Progress;
 use crate::run::scout::Scout;
 use crate::run::{RunError, assemble};
-use crate::supervise::{AdapterCommand, FailureKind, Limits};
+use crate::supervise::{AdapterCommand, FailureKind};
 use crate::text::{print, rfc3339};
 
 #[derive(Debug, clap::Args)]
@@ -68,29 +68,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Form::Text)]
     pub format: Form,
 
-    /// Threads to compute with, compared with 1 (1 is compared with 2) [default: all cores]
-    #[arg(long, value_name = "N", value_parser = crate::run::args::at_least_one)]
-    pub threads: Option<NonZeroUsize>,
-
-    /// What is computed in: f32, f64, f16 or bf16
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
-    pub dtype: Dtype,
-
-    /// Never touch the network
-    #[arg(long)]
-    pub offline: bool,
-
-    /// Build nothing
-    #[arg(long)]
-    pub no_provision: bool,
-
-    /// Time for hello, for load and for each request [default: 120, 600 and 900]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Option<Duration>,
-
-    /// Say nothing on stderr but errors
-    #[arg(long, short)]
-    pub quiet: bool,
+    #[command(flatten)]
+    pub means: Means,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -112,13 +91,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn execute(args: &Args) -> Result<report::Report, RunError> {
     let (began, started) = (Instant::now(), SystemTime::now());
-    let progress = Progress::new(args.quiet);
+    let progress = Progress::new(args.means.quiet);
     let suite = suite(args.suite.as_deref(), &args.prompt)?;
-    let provision =
-        ProvisionOptions { offline: args.offline, quiet: args.quiet, allow: !args.no_provision };
+    let means = &args.means;
+    let provision = means.provision();
     let member = lineup::subject(args.subject.as_deref())?;
     let resolve =
-        ResolveOptions { offline: args.offline, quiet: args.quiet, ..ResolveOptions::default() };
+        ResolveOptions { offline: means.offline, quiet: means.quiet, ..ResolveOptions::default() };
     let model = llorch_models::resolve(&args.model, &resolve)?;
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let missing = |m: crate::provision::Missing| {
@@ -131,13 +110,7 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
             return Err(RunError::Usage(format!("failed to check {url}: {what}")));
         }
     };
-    let mut limits = Limits::default();
-    if let Some(time) = args.timeout {
-        (limits.hello, limits.load, limits.case) = (time, time, time);
-    }
-    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = args.threads.map_or_else(cores, NonZeroUsize::get);
-    let setup = Setup { dtype: args.dtype, threads, limits };
+    let setup = Setup { dtype: means.dtype, threads: means.threads(), limits: means.limits() };
     let (cases, left_out) = cases(&suite, &model, &command, &setup, &provision)?;
     let job = check::Job { command: &command, model_dir: &model.dir, cases: &cases, setup: &setup };
     let checked = match check::check(&job, &|line| progress.say(line)) {
@@ -157,7 +130,7 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
         subject: report::SubjectRecord {
             name: hello.as_ref().map_or(command.name.clone(), |h| h.name.clone()),
             version: hello.map(|h| h.version).unwrap_or_default(),
-            threads: [threads, job.other_threads()],
+            threads: [means.threads(), job.other_threads()],
         },
         cases: cases.iter().map(|c| c.name.clone()).collect(),
         rows,

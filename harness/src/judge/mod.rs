@@ -23,6 +23,8 @@ mod probabilities;
 #[cfg(test)]
 mod stage_tests;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod tokens;
 mod tolerance;

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use llorch_trace::protocol::{Deviation, HelloResponse, Sampling, Worth};
+use llorch_trace::protocol::{Deviation, Sampling};
 use llorch_trace::{BundleWriter, Manifest, Point, Stage, Tensor, all_points};
 
+use super::testing::evidence;
 use super::*;
 use crate::oracle::{Inputs, Job, Oracle};
 use crate::result::{Deviates, Role, RunVerdict};
@@ -57,28 +58,7 @@ impl Bench {
                 own.tensors.insert((step, *point), Numbers::of(&tensor));
             }
         }
-        let hello = HelloResponse {
-            protocol: 1,
-            name: name.into(),
-            version: "1".into(),
-            worth: Worth::Semantics,
-            capabilities: vec!["capture".into()],
-            unsupported: vec![],
-            recipes: BTreeMap::new(),
-            deviations: vec![],
-        };
-        Evidence {
-            name: name.into(),
-            role,
-            hello: Some(hello),
-            bundle: Some(writer.finish(Manifest::default()).unwrap()),
-            generated: BTreeMap::new(),
-            tokenized: BTreeMap::new(),
-            served: None,
-            faults: vec![],
-            missing: None,
-            seconds: 0.0,
-        }
+        evidence(name, role, writer.finish(Manifest::default()).unwrap())
     }
 
     fn judge(&self, evidence: &[Evidence]) -> Verdicts {

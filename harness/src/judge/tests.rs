@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use llorch_trace::protocol::{HelloResponse, Sampling, Unsupported, Worth};
+use llorch_trace::protocol::{Sampling, Unsupported};
 use llorch_trace::{BundleWriter, Dims, Manifest, Tensor};
 
+use super::testing::evidence;
 use super::*;
 use crate::evidence::Fault;
 use crate::result::{Generation, Role};
@@ -42,28 +43,7 @@ impl Maker {
         for (point, step, tensor) in tensors {
             writer.add("c", *step, point, tensor).unwrap();
         }
-        let hello = HelloResponse {
-            protocol: 1,
-            name: name.into(),
-            version: "1".into(),
-            worth: Worth::Semantics,
-            capabilities: vec!["capture".into(), "generate".into(), "sample".into()],
-            unsupported: vec![],
-            recipes: BTreeMap::new(),
-            deviations: vec![],
-        };
-        Evidence {
-            name: name.into(),
-            role,
-            hello: Some(hello),
-            bundle: Some(writer.finish(Manifest::default()).unwrap()),
-            generated: BTreeMap::new(),
-            tokenized: BTreeMap::new(),
-            served: None,
-            faults: vec![],
-            missing: None,
-            seconds: 0.0,
-        }
+        evidence(name, role, writer.finish(Manifest::default()).unwrap())
     }
 
     fn two(&self, point: &str, a: Tensor, b: Tensor) -> Vec<Evidence> {

@@ -15,6 +15,7 @@ mod junit;
 mod markdown;
 pub(crate) mod numbers;
 mod sentences;
+mod shown;
 mod stages;
 mod svg;
 pub(crate) mod table;
@@ -31,6 +32,7 @@ use crate::result::RunResult;
 
 pub use numbers::{error, row_values, values};
 pub use sentences::{verdict_line, wrong};
+pub use shown::Shown;
 
 /// What commands print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -76,6 +76,7 @@ fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
         assessment: None,
         strategy: None,
         isolate: None,
+        partition: None,
         tolerances: Default::default(),
         unchecked: vec![Unchecked {
             what: "candle: h.*.attn.k".into(),

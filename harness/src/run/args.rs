@@ -2,19 +2,19 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use llorch_trace::Dtype;
 
 use super::RunError;
+use super::means::Means;
 use crate::guides::strategy::Strategy;
 use crate::isolate::Ask;
 use crate::isolate::args::IsolateArgs;
 use crate::lineup::{self, Member};
+use crate::partition::{self, By, PartRecord, Partition};
 use crate::plan::Filter;
 use crate::provision::ProvisionOptions;
-use crate::report::Format;
-use crate::report::target::{self, Target};
+use crate::report::Shown;
 use crate::suite::Suite;
 use crate::supervise::Limits;
 
@@ -31,25 +31,16 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub strategy: Option<Strategy>,
 
-    /// Form of what is printed on stdout
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
+    /// Run part K of N of all this; `llorch-diff merge` joins the parts
+    #[arg(long, value_name = "K/N", conflicts_with_all = ["isolate", "fail_fast", "strategy"], requires = "out")]
+    pub partition: Option<Partition>,
 
-    /// Write a report too, in any form of `llorch-diff report`; several with commas, or repeated
-    #[arg(long, value_name = "FORMAT=PATH", value_delimiter = ',')]
-    pub report: Vec<Target>,
+    /// What is given out to the parts
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = By::Case, requires = "partition")]
+    pub partition_by: By,
 
-    /// Show the first N elements of each compared tensor, on PASS too
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub values: usize,
-
-    /// Show every pair, also where there are more than three references
-    #[arg(long)]
-    pub pairs: bool,
-
-    /// Exit with 1 on WARN
-    #[arg(long)]
-    pub deny_warnings: bool,
+    #[command(flatten)]
+    pub shown: Shown,
 }
 
 /// What is compared, who takes part, and how far they may go.
@@ -99,29 +90,8 @@ pub struct Common {
     #[arg(long, value_name = "N", default_value = "1")]
     pub jobs: NonZeroUsize,
 
-    /// Threads that each implementation computes with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub threads: Option<NonZeroUsize>,
-
-    /// What is computed in: f32, f64, f16 or bf16
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
-    pub dtype: Dtype,
-
-    /// Never touch the network
-    #[arg(long)]
-    pub offline: bool,
-
-    /// Install nothing; a reference that isn't installed is UNCHECKED
-    #[arg(long)]
-    pub no_provision: bool,
-
-    /// Time for hello, for load and for each case [default: 120, 600 and 900]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Option<Duration>,
-
-    /// Say nothing on stderr but errors
-    #[arg(long, short)]
-    pub quiet: bool,
+    #[command(flatten)]
+    pub means: Means,
 }
 
 /// A run, understood: every mistake that can be found without running anything has been.
@@ -146,15 +116,20 @@ pub struct Request {
     pub isolate: Option<Ask>,
     /// Where the report stops.
     pub strategy: Option<Strategy>,
+    /// Where this is a part of a run.
+    pub partition: Option<PartRecord>,
 }
 
 impl Args {
     pub fn request(&self) -> Result<Request, RunError> {
-        target::check(&self.report)?;
-        let mut request = self.common.request(self.values)?;
+        self.shown.check()?;
+        let mut request = self.common.request(self.shown.values)?;
         let own_case = self.common.prompt.is_empty() && self.common.suite.is_none();
         request.isolate = self.isolate.ask(&request.filter, own_case);
         request.strategy = self.strategy;
+        if let Some(part) = self.partition {
+            request.partition = Some(partition::apply(&mut request, part, self.partition_by)?);
+        }
         Ok(request)
     }
 }
@@ -162,11 +137,6 @@ impl Args {
 impl Common {
     pub fn request(&self, values: usize) -> Result<Request, RunError> {
         let suite = suite(self.suite.as_deref(), &self.prompt)?;
-        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let mut limits = Limits::default();
-        if let Some(time) = self.timeout {
-            (limits.hello, limits.load, limits.case) = (time, time, time);
-        }
         Ok(Request {
             model: self.model.clone(),
             filter: Filter::new(&self.checkpoint, &self.layer)?,
@@ -176,18 +146,15 @@ impl Common {
             out: self.out.clone(),
             fail_fast: self.fail_fast,
             jobs: self.jobs.get(),
-            threads: self.threads.map_or_else(cores, NonZeroUsize::get),
-            dtype: self.dtype,
-            provision: ProvisionOptions {
-                offline: self.offline,
-                quiet: self.quiet,
-                allow: !self.no_provision,
-            },
-            limits,
-            quiet: self.quiet,
+            threads: self.means.threads(),
+            dtype: self.means.dtype,
+            provision: self.means.provision(),
+            limits: self.means.limits(),
+            quiet: self.means.quiet,
             values,
             isolate: None,
             strategy: None,
+            partition: None,
         })
     }
 }
@@ -201,24 +168,5 @@ pub(crate) fn suite(file: Option<&Path>, prompts: &[String]) -> Result<Suite, Ru
             Err(RunError::Usage("failed to read --prompt: it is empty".into()))
         }
         None => Ok(Suite::of_prompts(prompts)),
-    }
-}
-
-pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| "expected a whole number from 1 on".to_string())
-}
-
-pub(crate) fn float(text: &str) -> Result<Dtype, String> {
-    match text.parse::<Dtype>() {
-        Ok(dtype) if dtype != Dtype::I64 => Ok(dtype),
-        _ => Err("expected f32, f64, f16 or bf16".into()),
-    }
-}
-
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| "expected a number of seconds".to_string())?;
-    match Duration::try_from_secs_f64(number) {
-        Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("expected a number of seconds above 0".into()),
     }
 }

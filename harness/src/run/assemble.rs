@@ -1,26 +1,29 @@
 //! Makes the one saved result out of evidence and verdicts.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use llorch_models::{ResolvedModel, published};
 
 use super::RunError;
 use crate::evidence::Evidence;
 use crate::judge::{Overrides, Verdicts};
+use crate::partition::PartRecord;
 use crate::result::{
-    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, SCHEMA, Status, Unchecked,
-    UncheckedKind,
+    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, RunVerdict, SCHEMA, Status,
+    Unchecked, UncheckedKind,
 };
 use crate::saved::Collected;
-use crate::text::rfc3339;
 
 /// What a run knows beside its evidence.
 #[derive(Debug)]
 pub struct Facts {
     pub model: ModelRecord,
-    pub started: SystemTime,
+    /// RFC 3339.
+    pub started: String,
     pub seconds: BTreeMap<String, f64>,
+    pub command: Vec<String>,
+    /// Of a part of a run.
+    pub partition: Option<PartRecord>,
 }
 
 pub fn model_record(model: &ResolvedModel) -> Result<ModelRecord, RunError> {
@@ -69,15 +72,22 @@ pub fn real_weights(model: &ResolvedModel) -> Option<Unchecked> {
     Some(Unchecked { what, kind: UncheckedKind::Unsupported, reason })
 }
 
+/// What the judge doesn't see lowers the verdict too: weights that are gone, a part that was not given.
+pub fn verdict(collected: &Collected, judged: RunVerdict) -> RunVerdict {
+    let missing = collected.unchecked.iter().any(|u| u.kind == UncheckedKind::Missing);
+    judged.max(if missing { RunVerdict::Incomplete } else { RunVerdict::Pass })
+}
+
 pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunResult {
+    let verdict = verdict(collected, verdicts.verdict);
     let mut unchecked = verdicts.unchecked;
     unchecked.extend(collected.unchecked.iter().cloned());
     RunResult {
         schema: SCHEMA.into(),
-        verdict: verdicts.verdict,
-        started: rfc3339(facts.started),
+        verdict,
+        started: facts.started,
         seconds: facts.seconds,
-        command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        command: facts.command,
         model: facts.model,
         implementations: implementations(&collected.evidence, &verdicts.statuses),
         cases: cases(collected),
@@ -88,6 +98,7 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         assessment: None,
         strategy: None,
         isolate: collected.isolation.as_ref().map(|i| i.record.clone()),
+        partition: facts.partition,
     }
 }
 

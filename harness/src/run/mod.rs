@@ -1,13 +1,14 @@
 //! `llorch-diff run`: the same prompts through the subject and every reference, compared at every
 //! checkpoint.
 //!
-//! Reading order: [`args`] is the command line, [`pipeline`] the order of things, [`scout`] asks one
-//! implementation something before the run, [`provisioning`] makes references ready meanwhile,
+//! Reading order: [`args`] is the command line ([`means`] what other commands share of it), [`pipeline`]
+//! the order of things, [`scout`] asks one implementation something before the run, [`provisioning`] makes references ready meanwhile,
 //! [`assemble`] makes the one saved result of it, [`progress`] is what is said on stderr.
 
 pub mod args;
 pub mod assemble;
 pub mod error;
+pub mod means;
 pub mod out_dir;
 pub mod pipeline;
 pub mod progress;
@@ -19,21 +20,18 @@ use std::process::ExitCode;
 pub use args::{Args, Common};
 pub use error::RunError;
 
-use crate::report::{Run, Style, export, target};
+use crate::report::{Run, target};
 use crate::result::{RunResult, Status};
-use crate::text::print;
 
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
     let outcome = pipeline::execute(&request)?;
-    let style = Style::of_stdout(args.pairs);
     let run = Run { result: &outcome.result, dir: Some(outcome.out.path()) };
-    print(&export(&run, args.format.into(), &style)?)?;
-    target::write_all(&run, &args.report, &style)?;
-    target::tell_github(&run, &style)?;
+    args.shown.print(&run)?;
+    target::tell_github(&run, &args.shown.style())?;
     require_a_reference(&outcome.result)?;
-    Ok(ExitCode::from(outcome.result.verdict.exit_code(args.deny_warnings)))
+    Ok(args.shown.exit_code(outcome.result.verdict))
 }
 
 /// Where no reference ran at all the environment is at fault, whatever else the result says.

@@ -29,7 +29,7 @@ use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
 use crate::served;
 use crate::supervise::{AdapterCommand, FailureKind, Limits, Session};
-use crate::text::count;
+use crate::text::{count, rfc3339};
 
 /// A finished run.
 #[derive(Debug)]
@@ -90,7 +90,14 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     );
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
     seconds.insert("total".into(), began.elapsed().as_secs_f64());
-    let facts = Facts { model: assemble::model_record(&model)?, started, seconds };
+    let model = assemble::model_record(&model)?;
+    let facts = Facts {
+        model,
+        started: rfc3339(started),
+        seconds,
+        command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        partition: request.partition.clone(),
+    };
     let mut result = assemble::result(&collected, verdicts, facts);
     if let Some(strategy) = request.strategy {
         strategy.apply(&mut result, &collected);
