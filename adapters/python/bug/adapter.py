@@ -45,7 +45,8 @@ class BugAdapter(NumpyAdapter):
         self._bugs = bugs
 
     def version(self):
-        return f"{super().version()}, with {len(self._bugs)} seeded bugs"
+        n = len(self._bugs)
+        return f"{super().version()}, with {n} seeded bug{'' if n == 1 else 's'}"
 
     def build(self, config, weights):
         model = super().build(config, weights)

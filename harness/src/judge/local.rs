@@ -147,9 +147,10 @@ impl Sums {
     }
 }
 
-/// A factor as people read it: 0.31, 1.02, 41, 3.2e4.
+/// A factor as people read it: 0, 0.31, 1.02, 41, 3.2e4.
 pub fn times(v: f64) -> String {
     match v {
+        0.0 => "0".into(),
         v if v < 0.01 => format!("{v:.0e}"),
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 10_000.0 => format!("{v:.0}"),
