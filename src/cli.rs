@@ -157,7 +157,7 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error}");
+            llorch_models::errln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
     }
@@ -235,7 +235,7 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
     if args.verbose {
         let rate = |n: usize, d: std::time::Duration| n as f64 / d.as_secs_f64().max(1e-9);
         let decoded = done.ids.len().saturating_sub(1);
-        eprintln!(
+        llorch_models::errln!(
             "prompt: {} tokens, {:.1} tokens/s; then: {decoded} tokens, {:.1} tokens/s",
             prompt.len(),
             rate(prompt.len(), done.prefill),

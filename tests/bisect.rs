@@ -162,6 +162,44 @@ fn tokens_that_were_not_fed_come_before_all_that_they_do() {
 }
 
 #[test]
+fn what_came_in_from_points_that_were_not_looked_at_is_an_interval() {
+    let place = Bisect::new();
+    let bug = subject(&["missing_residual:layer=1"]);
+    for (asked, point, after) in [
+        (&["--checkpoint", "8", "--layer", "3"][..], "h.3", None),
+        (&["--layer", "3"][..], "h.3.ln_1", None),
+        (&["--checkpoint", "1"][..], "h.2.ln_1", Some("h.1.ln_1")),
+        (&["--checkpoint", "9"][..], "logits.last", None),
+        (&["--checkpoint", "10"][..], "argmax", None),
+        (&["--checkpoint", "11"][..], "next.probs", None),
+    ] {
+        let (found, output) = place.json(&bug, asked);
+        assert_eq!(output.status.code(), Some(4), "{asked:?}: {found:#}");
+        assert_eq!(found["between"], serde_json::json!([after, point]), "{asked:?}: {found:#}");
+        assert!(found["looked_at"][0].as_u64() < found["looked_at"][1].as_u64());
+    }
+    let asked = ["--ref", "none", "--checkpoint", "8", "--layer", "3"];
+    let text = texts(&place.bisect(&bug, &asked)).0;
+    assert!(
+        text.starts_with("FIRST CAUSE between the input and h.3 · layer 3 · step 0\n"),
+        "{text}"
+    );
+    assert!(text.contains("from points that were not looked at\n"), "{text}");
+    // Nothing came in where nothing before was wrong.
+    let (found, output) = place.json(&bug, &["--layer", "0"]);
+    assert_eq!((output.status.code(), found["causes"].as_array().unwrap().len()), (Some(0), 0));
+}
+
+#[test]
+fn a_wrong_reference_is_named_beside_a_cause() {
+    let place = Bisect::new();
+    let wrong = format!("wrong={}", subject(&["eps:layer=1"]));
+    let text = texts(&place.bisect(&subject(&["transposed:layer=2"]), &["--ref", &wrong])).0;
+    assert!(text.starts_with("FIRST CAUSE h.2.attn.out "), "{text}");
+    assert!(text.contains("wrong by the float64 oracle: wrong: h.1.ln_1"), "{text}");
+}
+
+#[test]
 fn tokens_are_shown_as_whole_numbers_beside_what_was_expected() {
     let place = Bisect::new();
     let text = texts(&place.bisect(&subject(&["second_best"]), &["--ref", "none"])).0;

@@ -120,6 +120,9 @@ fn references_can_be_given_out_too() {
         "{stdout}"
     );
     assert_eq!(implementation(&result(&path("half")), "numpy")["status"], "missing");
+    let found = diff().args(["bisect", "--from"]).arg(path("half")).output().unwrap();
+    assert_eq!(found.status.code(), Some(4), "{}", texts(&found).0);
+    assert!(texts(&found).0.contains("INCOMPLETE: part 1 of 2: it was not merged"));
 }
 
 /// Two parts of a run of fakes.

@@ -50,6 +50,15 @@ fn help_names_the_exit_codes_and_only_what_exists() {
 }
 
 #[test]
+fn a_reader_of_messages_that_has_gone_changes_no_exit_code() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut judge = diff();
+    let status = judge.args(["judge", "nowhere"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn what_is_no_saved_run_is_said_to_be_none() {
     let place = Place::new();
     let dir = place.path("saved");

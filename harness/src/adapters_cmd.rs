@@ -138,7 +138,7 @@ fn setup(args: &SetupArgs) -> u8 {
         match found {
             Ok(references) => references,
             Err(error) => {
-                eprintln!("{error}");
+                llorch_models::errln!("{error}");
                 return USAGE;
             }
         }
@@ -165,7 +165,8 @@ fn setup(args: &SetupArgs) -> u8 {
 
 fn examine() -> u8 {
     let provisioner = Provisioner::new(ProvisionOptions::default());
-    let checks = doctor::examine(&provisioner, &mut |check| eprintln!("checked {}", check.what));
+    let checks =
+        doctor::examine(&provisioner, &mut |check| llorch_models::errln!("checked {}", check.what));
     let mut table = table(&["", "what", "found", "to mend it"]);
     for check in &checks {
         let sign = match check.state {
@@ -226,14 +227,14 @@ fn print_command(args: &CommandArgs) -> u8 {
         let name = match args.name.parse::<RefName>() {
             Ok(name) => name,
             Err(error) => {
-                eprintln!("{error}");
+                llorch_models::errln!("{error}");
                 return USAGE;
             }
         };
         match name.resolve() {
             Ok(reference) => Provisioner::new(options).ensure(&reference, name.variant.as_deref()),
             Err(error) => {
-                eprintln!("{error}");
+                llorch_models::errln!("{error}");
                 return USAGE;
             }
         }
@@ -244,7 +245,7 @@ fn print_command(args: &CommandArgs) -> u8 {
             0
         }
         Err(Missing { reason, mend }) => {
-            eprintln!("{reason}\n  to mend it: {mend}");
+            llorch_models::errln!("{reason}\n  to mend it: {mend}");
             ENVIRONMENT
         }
     }

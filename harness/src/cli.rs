@@ -78,7 +78,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Adapters(args) => Ok(adapters_cmd::run(args)),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        llorch_models::errln!("error: {error:#}");
         ExitCode::from(exit_code(&error))
     })
 }

@@ -29,18 +29,18 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         done = &mut served => return done.map(|()| 0),
-        () = signal()? => eprintln!("stopping: finishing what was accepted"),
+        () = signal()? => llorch_models::errln!("stopping: finishing what was accepted"),
         code = failed(&worker) => return Ok(code),
     }
     let _ = announce.send(true);
     tokio::select! {
         done = &mut served => done.map(|()| 0),
         () = signal()? => {
-            eprintln!("stopped by a second signal");
+            llorch_models::errln!("stopped by a second signal");
             Ok(130)
         }
         () = tokio::time::sleep(DRAIN) => {
-            eprintln!("stopped: not everything was finished within {} s", DRAIN.as_secs());
+            llorch_models::errln!("stopped: not everything was finished within {} s", DRAIN.as_secs());
             Ok(1)
         }
     }
@@ -52,7 +52,7 @@ async fn failed(worker: &Worker) -> u8 {
         match worker.state() {
             None => tokio::time::sleep(Duration::from_millis(20)).await,
             Some(Err(failed)) => {
-                eprintln!("error: {}", failed.message);
+                llorch_models::errln!("error: {}", failed.message);
                 return failed.exit_code;
             }
             Some(Ok(_)) => return std::future::pending().await,

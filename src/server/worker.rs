@@ -153,7 +153,7 @@ fn work(
         Ok((model, tokenizer, info)) => {
             let tokenizer = Arc::new(tokenizer);
             let _ = state.set(Ok(Ready { info, tokenizer: tokenizer.clone() }));
-            eprintln!("{} is ready, {} threads", args.model.model, model.threads());
+            llorch_models::errln!("{} is ready, {} threads", args.model.model, model.threads());
             (model, tokenizer)
         }
         Err(e) => {

@@ -17,6 +17,15 @@
 //! `hash` (sha256, remembered per file), `progress`, and [`error`].
 #![forbid(unsafe_code)]
 
+/// Writes a line to stderr. A reader that has gone is no reason to fail.
+#[macro_export]
+macro_rules! errln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod cache;
 pub mod error;
 pub mod folder;

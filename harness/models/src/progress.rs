@@ -40,7 +40,7 @@ impl Progress {
             Shown::Bar(bar.with_message(what.to_owned()))
         } else {
             if total >= WORTH_A_LINE {
-                eprintln!("{what}: {}", DecimalBytes(total));
+                crate::errln!("{what}: {}", DecimalBytes(total));
             }
             Shown::Lines { last: Instant::now() }
         };
@@ -57,7 +57,7 @@ impl Progress {
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();
                     let percent = 100 * done / self.total.max(1);
-                    eprintln!("{}: {percent} % of {}", self.what, DecimalBytes(self.total));
+                    crate::errln!("{}: {percent} % of {}", self.what, DecimalBytes(self.total));
                 }
             }
         }
@@ -71,8 +71,8 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.shown {
             Shown::Nothing => {}
-            Shown::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Shown::Lines { .. } => eprintln!("{text}"),
+            Shown::Bar(bar) => bar.suspend(|| crate::errln!("{text}")),
+            Shown::Lines { .. } => crate::errln!("{text}"),
         }
     }
 }

@@ -7,7 +7,9 @@ use super::heal::{Surgery, heal};
 use super::pairs;
 use super::scan::{Judged, findings};
 use super::{explain, intervals};
-use crate::result::{Implementation, Role, Row, RowKind, RunResult, Status, Verdict};
+use crate::result::{
+    Implementation, Role, Row, RowKind, RunResult, Status, UncheckedKind, Verdict,
+};
 use crate::saved::Collected;
 use crate::text::count;
 
@@ -93,7 +95,7 @@ impl<'a> Answer<'a> {
             _ if precise => 1,
             _ if vague => 4,
             _ if self.failure.is_some() || !self.anything_compared() => 5,
-            _ if !self.unchecked.is_empty() || self.broken_references().next().is_some() => 4,
+            _ if !self.unchecked.is_empty() || !self.open().is_empty() => 4,
             _ => 0,
         }
     }
@@ -101,6 +103,25 @@ impl<'a> Answer<'a> {
     /// References that were asked for, and are missing or broke.
     pub fn broken_references(&self) -> impl Iterator<Item = &'a Implementation> {
         self.result.references().filter(|r| r.status != Status::Ok)
+    }
+
+    /// What was asked for and is not there: references that broke, parts that were not merged.
+    pub fn open(&self) -> Vec<String> {
+        let broken = self.broken_references().map(|r| format!("{} {}", r.name, r.reason));
+        let names: Vec<&str> = self.result.references().map(|r| r.name.as_str()).collect();
+        // Points that no reference checked are the oracle's to check; a reference is told above.
+        let missing = self.result.unchecked.iter().filter(|u| {
+            u.kind == UncheckedKind::Missing
+                && u.reason != "no reference checked it"
+                && !names.contains(&u.what.as_str())
+        });
+        broken.chain(missing.map(|u| format!("{}: {}", u.what, u.reason))).collect()
+    }
+
+    /// Points that were looked at, and all there are.
+    pub fn looked_at(&self) -> (usize, usize) {
+        let plan = &self.collected.plan;
+        (plan.points.len(), llorch_trace::all_points(plan.dims.n_layer).len() + 1)
     }
 
     pub fn anything_compared(&self) -> bool {

@@ -81,7 +81,7 @@ pub fn one(args: &Args, answers: &Path) -> ExitCode {
     if let Some((program, words)) = args.build.split_first() {
         let build = AdapterCommand::new("the build command", program).args(words.iter().cloned());
         if let Err(failure) = run_tool(&build, BUILD, None) {
-            eprintln!("{failure}");
+            llorch_models::errln!("{failure}");
             return ExitCode::from(SKIP);
         }
     }
@@ -95,7 +95,7 @@ pub fn one(args: &Args, answers: &Path) -> ExitCode {
             Err(error) => stop(&error.into()),
         },
         Err(error) => {
-            eprintln!("error: {error:#}");
+            llorch_models::errln!("error: {error:#}");
             // A mistake of usage is one in every commit.
             let usage = matches!(error.downcast_ref(), Some(RunError::Usage(_)));
             ExitCode::from(if usage { STOP } else { SKIP })
@@ -104,7 +104,7 @@ pub fn one(args: &Args, answers: &Path) -> ExitCode {
 }
 
 fn stop(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    llorch_models::errln!("error: {error:#}");
     ExitCode::from(STOP)
 }
 
@@ -255,7 +255,7 @@ impl Search<'_> {
         let quiet = self.args.common.means.quiet;
         let mut say = |event: ToolEvent<'_>| {
             if let (ToolEvent::Line(line), false) = (event, quiet) {
-                eprintln!("{}", line.trim_end());
+                llorch_models::errln!("{}", line.trim_end());
             }
         };
         run_tool_with(command, ALL, None, &mut say).map(|_| ())

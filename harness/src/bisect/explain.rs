@@ -24,6 +24,10 @@ pub fn explain(run: &Judged<'_>, causes: &mut [Cause]) {
 fn explained(run: &Judged<'_>, causes: &[Cause]) -> Option<bool> {
     let oracle = run.truth.oracle.as_ref()?;
     let last = causes.last()?;
+    // Right by itself: there is nothing at it that could explain anything.
+    if last.first().after.is_some() && last.first().row.local_unchecked.is_none() {
+        return None;
+    }
     if last.point().stage > Stage::Logits && last.point().layer.is_none() {
         return None;
     }

@@ -25,6 +25,8 @@ pub fn json(answer: &Answer<'_>) -> Value {
         "causes": causes,
         "between": answer.between().map(|(after, point)| json!([after, point])),
         "unchecked": answer.unchecked,
+        "incomplete": answer.open(),
+        "looked_at": answer.looked_at(),
         "failure": answer.failure,
         "odd": answer.result.odd.iter().filter(|o| o.name != *answer.name).collect::<Vec<_>>(),
         "notes": answer.notes,

@@ -1,7 +1,7 @@
 //! `llorch-diff bisect`: where an engine first goes wrong, by how much, and what kind of mistake it is.
 //!
-//! Reading order: [`scan`] finds every place at which the subject is wrong by itself ([`intervals`] where
-//! only a stretch can be named), [`causes`] makes causes of them with the help of [`signatures`] and
+//! Reading order: [`scan`] finds every place at which the subject is wrong by itself ([`intervals`] and
+//! [`outside`] where only a stretch can be named), [`causes`] makes causes of them with the help of [`signatures`] and
 //! [`zoom`]; [`heal`] and [`explain`] tell whether those are all there is, [`continuation`] being the
 //! oracle's pass with some tensors given. [`answer`] is the whole of it, [`tell`] and [`json`] say it.
 //! Where the oracle doesn't know the model, [`pairs`] has only differences to go by. [`commits`] asks all
@@ -17,6 +17,7 @@ mod heal;
 mod intervals;
 mod json;
 mod memory;
+mod outside;
 mod pairs;
 mod reproduce;
 mod scan;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use llorch_trace::{Point, Stage};
 
-use super::intervals;
+use super::{intervals, outside};
 use crate::evidence::{Evidence, Plan};
 use crate::oracle::Truth;
 use crate::result::{Row, RowKind, Verdict};
@@ -89,6 +89,9 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
         texts.extend(unlike_the_oracle(run));
     }
     add(&mut all, texts);
+    if all.is_empty() {
+        add(&mut all, outside::findings(run));
+    }
     all.sort_by_key(Finding::place);
     all
 }

@@ -38,7 +38,14 @@ pub fn text(answer: &Answer<'_>) -> String {
     {
         lines.push(format!("{} failed beside: {failure}", answer.name));
     }
+    for odd in answer.result.odd.iter().filter(|odd| odd.name != *answer.name) {
+        lines.push(format!("wrong by the float64 oracle: {}", report::wrong(odd)));
+    }
     lines.extend(answer.notes.iter().cloned());
+    let (points, all) = answer.looked_at();
+    if points < all {
+        lines.push(format!("only {points} of {all} points were looked at"));
+    }
     lines.extend(unchecked(answer));
     lines.extend(
         answer.first_row().map(|row| format!("{REPRODUCE}{}", reproduce(answer.result, row))),
@@ -147,7 +154,8 @@ fn evidence(answer: &Answer<'_>, cause: &Cause) -> Vec<String> {
     {
         lines.push(format!("the signature explains {explained} of {tested} places"));
     }
-    if cause.explanation.is_none() && cause.explained.1 > 0 && !row.point.is_integer() {
+    let testable = first.after.is_none() && !row.point.is_integer();
+    if cause.explanation.is_none() && cause.explained.1 > 0 && testable {
         lines.push("no known mistake explains it within rounding".into());
     }
     lines.extend(rivals(cause));
@@ -182,11 +190,13 @@ fn errors(row: &Row, local: &Local) -> String {
         Class::Mixed(t) => format!("{t:.0e}"),
     };
     format!(
-        "local {}{inherited}, class {class}; worst at {:?}: {} where {} is right, rounding bound {}",
+        "local {}{inherited}, class {class}; furthest beyond rounding at {:?}: {} where {} is right, off by {}, \
+         rounding bound {}",
         report::error(local.max_abs),
         local.worst,
         value(given),
         value(recomputed),
+        report::error(given.zip(recomputed).map(|(a, b)| (a - b).abs())),
         local.bound.map_or("none".to_string(), |b| format!("{b:.1e}")),
     )
 }
@@ -254,19 +264,9 @@ fn nothing(answer: &Answer<'_>) -> Vec<String> {
         (None, true) => lines.push("NO DIVERGENCE".into()),
     }
     lines.push(agreement(answer));
-    for odd in answer.result.odd.iter().filter(|odd| odd.name != *answer.name) {
-        lines.push(format!("wrong by the float64 oracle: {}", report::wrong(odd)));
-    }
-    for broken in answer.broken_references() {
-        lines.push(format!("INCOMPLETE: {} {}", broken.name, broken.reason));
-    }
+    lines.extend(answer.open().iter().map(|what| format!("INCOMPLETE: {what}")));
     if !answer.unchecked.is_empty() {
         lines.push(format!("checked by nobody: {}", folded(&answer.unchecked)));
-    }
-    let all = llorch_trace::all_points(answer.collected.plan.dims.n_layer).len() + 1;
-    let points = answer.collected.plan.points.len();
-    if points < all {
-        lines.push(format!("only {points} of {all} points were looked at"));
     }
     lines
 }

@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let compared = match compare(args) {
         Ok(compared) => compared,
         Err(error) => {
-            eprintln!("error: {error}");
+            llorch_models::errln!("error: {error}");
             return Ok(2);
         }
     };

@@ -74,11 +74,11 @@ impl Stop {
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     match export(args) {
         Ok(files) => {
-            eprintln!("wrote {files} files below {}", args.npy.display());
+            llorch_models::errln!("wrote {files} files below {}", args.npy.display());
             Ok(0)
         }
         Err(Stop { code, message }) => {
-            eprintln!("error: {message}");
+            llorch_models::errln!("error: {message}");
             Ok(code)
         }
     }

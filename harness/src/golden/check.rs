@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let result = match check(args) {
         Ok(result) => result,
         Err(error) => {
-            eprintln!("error: {error}");
+            llorch_models::errln!("error: {error}");
             return Ok(error.exit_code());
         }
     };

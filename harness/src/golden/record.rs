@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     match record(args) {
         Ok(code) => Ok(code),
         Err(Stop { code, message }) => {
-            eprintln!("error: {message}");
+            llorch_models::errln!("error: {message}");
             Ok(code)
         }
     }
@@ -120,7 +120,7 @@ fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
         .arg(path(&sources.join(SCRIPT)))
         .args([path(&nano.dir), path(&suite), path(out)])
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    eprintln!("recording with {}", command.display());
+    llorch_models::errln!("recording with {}", command.display());
     run_tool(&command, TIMEOUT, None).map_err(|e| stop(3)(&e))?;
     Ok(())
 }

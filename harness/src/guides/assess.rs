@@ -200,6 +200,9 @@ impl Seen<'_> {
             let why = format!("{} is the first that could not be compared", row.point);
             return explain(row.checkpoint, why);
         }
+        if self.result.isolate.is_some() {
+            return None;
+        }
         // Onwards from the last that passes, then whatever is left.
         let numbers = || CHECKPOINTS.iter().map(|c| c.number);
         let last = numbers().filter(|n| self.passes(*n)).max();

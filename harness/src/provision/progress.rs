@@ -28,7 +28,7 @@ impl Progress {
     pub(crate) fn say(&mut self, text: &str) {
         self.erase();
         if !self.quiet {
-            eprintln!("{}: {text}", self.name);
+            llorch_models::errln!("{}: {text}", self.name);
         }
         self.last = Instant::now();
     }
@@ -46,7 +46,7 @@ impl Progress {
             let _ = std::io::stderr().flush();
             self.drawn = true;
         } else if self.last.elapsed() >= REPEAT {
-            eprintln!("{line}");
+            llorch_models::errln!("{line}");
             self.last = Instant::now();
         }
     }

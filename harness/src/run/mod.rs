@@ -26,6 +26,14 @@ use crate::result::{RunResult, Status};
 /// The command.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let request = args.request()?;
+    if request.references.is_empty() {
+        return Err(RunError::Usage(
+            "failed to compare: --ref none leaves nothing to compare with; `llorch-diff bisect --ref none` asks \
+             the float64 oracle alone"
+                .into(),
+        )
+        .into());
+    }
     let outcome = pipeline::execute(&request)?;
     let run = Run { result: &outcome.result, dir: Some(outcome.out.path()) };
     args.shown.print(&run)?;
@@ -38,13 +46,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 pub fn require_a_reference(result: &RunResult) -> Result<(), RunError> {
     if result.references().any(|r| r.status != Status::Missing) {
         return Ok(());
-    }
-    if result.references().next().is_none() {
-        return Err(RunError::Environment(
-            "failed to compare with anything: no reference was asked for; `llorch-diff bisect --ref none` asks the \
-             float64 oracle alone"
-                .into(),
-        ));
     }
     let mend = result.references().find_map(|r| r.mend.as_ref());
     let mend = mend.map(|mend| format!("; start with `{mend}`")).unwrap_or_default();

@@ -29,7 +29,9 @@ pub fn on_interrupt() {
                 .name("interrupt".into())
                 .spawn(move || wait_and_exit(signals));
         }
-        Err(error) => eprintln!("failed to watch for Ctrl-C: {error}; children may outlive it"),
+        Err(error) => {
+            llorch_models::errln!("failed to watch for Ctrl-C: {error}; children may outlive it")
+        }
     });
 }
 
@@ -69,7 +71,7 @@ fn wait_and_exit(mut signals: signal_hook::iterator::Signals) {
     for path in half_made().iter() {
         remove(path);
     }
-    eprintln!("\ninterrupted");
+    llorch_models::errln!("\ninterrupted");
     std::process::exit(128 + signal);
 }
 
@@ -105,7 +107,7 @@ fn remove(path: &Path) {
         if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            eprintln!("failed to remove {}: {error}", path.display());
+            llorch_models::errln!("failed to remove {}: {error}", path.display());
         }
         _ => {}
     }

@@ -197,7 +197,7 @@ impl<'a> Store<'a> {
             if !quiet {
                 let megabytes = bytes as f64 / 1e6;
                 let (files, root) = (missing.len(), self.root.display());
-                eprintln!(
+                crate::errln!(
                     "{} at {commit}: {megabytes:.1} MB to download in {files} files, into {root}",
                     self.id
                 );
