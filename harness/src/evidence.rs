@@ -65,6 +65,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// How many points were asked for, and how many there are.
+    pub fn looked_at(&self) -> (usize, usize) {
+        // `generated` is no tensor's name.
+        (self.points.len(), llorch_trace::all_points(self.dims.n_layer).len() + 1)
+    }
+
     /// The points to be captured: those asked for, and those that judging them needs (the inputs of
     /// each stage, and what `self` rows and the tolerance of probabilities look at).
     pub fn captured(&self) -> PointSet {

@@ -36,18 +36,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ..Default::default()
     };
     let verdicts = collected_verdicts(&collected, &options);
-    for implementation in &mut result.implementations {
-        if let Some((status, reason)) = verdicts.statuses.get(&implementation.name) {
-            (implementation.status, implementation.reason) = (*status, reason.clone());
-        }
-    }
-    // Weights that are not here any more leave something unchecked that was not.
-    result.verdict = assemble::verdict(&collected, verdicts.verdict);
-    result.rows = verdicts.rows;
-    result.odd = verdicts.odd;
+    assemble::judged_again(&mut result, &collected, verdicts);
     result.tolerances = tolerances;
-    result.unchecked = verdicts.unchecked;
-    result.unchecked.extend(collected.unchecked);
     // Everything that was collected is judged, whatever the run's own report left out.
     result.strategy = None;
     result.assessment = Some(assess(&result));

@@ -10,7 +10,6 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::result::ModelRecord;
 use crate::run::RunError;
 use crate::run::args::Request;
 
@@ -132,11 +131,6 @@ fn plan(request: &Request) -> String {
         "values": request.values,
     });
     llorch_trace::hash::sha256_bytes(plan.to_string().as_bytes())
-}
-
-/// The same weights under the same name.
-pub fn same_model(a: &ModelRecord, b: &ModelRecord) -> bool {
-    (&a.name, &a.sha256, &a.config) == (&b.name, &b.sha256, &b.config)
 }
 
 #[cfg(test)]

@@ -322,6 +322,9 @@ pub struct Excerpt {
     pub b: Vec<Option<f64>>,
 }
 
+/// Why a point is UNCHECKED that the subject gave and no reference did.
+pub const NO_REFERENCE: &str = "no reference checked it";
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unchecked {
     pub what: String,
@@ -419,6 +422,11 @@ impl Row {
 impl RunResult {
     pub fn subject(&self) -> Option<&Implementation> {
         self.implementations.iter().find(|i| i.role == Role::Subject)
+    }
+
+    /// Empty where there is none.
+    pub fn subject_name(&self) -> &str {
+        self.subject().map_or("", |s| s.name.as_str())
     }
 
     pub fn references(&self) -> impl Iterator<Item = &Implementation> {

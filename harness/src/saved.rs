@@ -109,6 +109,11 @@ pub fn result(dir: &Path) -> Result<RunResult, SavedError> {
     read_json(&dir.join(RESULT), crate::result::SCHEMA)
 }
 
+/// The folder of the model that a run was made with.
+pub fn model_dir(dir: &Path) -> Result<PathBuf, SavedError> {
+    Ok(read_json::<SavedEvidence>(&dir.join(EVIDENCE), SCHEMA)?.model_dir)
+}
+
 /// Reads a folder that `run --out` wrote.
 pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
     let result = result(dir)?;

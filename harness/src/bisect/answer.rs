@@ -8,7 +8,8 @@ use super::pairs;
 use super::scan::{Judged, findings};
 use super::{explain, intervals};
 use crate::result::{
-    Implementation, Role, Row, RowKind, RunResult, Status, UncheckedKind, Verdict,
+    Implementation, NO_REFERENCE, Odd, Role, Row, RowKind, RunResult, Status, UncheckedKind,
+    Verdict,
 };
 use crate::saved::Collected;
 use crate::text::count;
@@ -37,7 +38,7 @@ impl<'a> Answer<'a> {
         surgery: Option<&Surgery<'_>>,
     ) -> Answer<'a> {
         let subject = collected.evidence.iter().find(|e| e.role == Role::Subject);
-        let name = result.subject().map_or_else(String::new, |s| s.name.clone());
+        let name = result.subject_name().to_string();
         let failure = result.subject().filter(|s| s.status != Status::Ok).map(|s| s.reason.clone());
         let mut answer = Answer {
             result,
@@ -101,7 +102,7 @@ impl<'a> Answer<'a> {
     }
 
     /// References that were asked for, and are missing or broke.
-    pub fn broken_references(&self) -> impl Iterator<Item = &'a Implementation> {
+    fn broken_references(&self) -> impl Iterator<Item = &'a Implementation> {
         self.result.references().filter(|r| r.status != Status::Ok)
     }
 
@@ -112,16 +113,15 @@ impl<'a> Answer<'a> {
         // Points that no reference checked are the oracle's to check; a reference is told above.
         let missing = self.result.unchecked.iter().filter(|u| {
             u.kind == UncheckedKind::Missing
-                && u.reason != "no reference checked it"
+                && u.reason != NO_REFERENCE
                 && !names.contains(&u.what.as_str())
         });
         broken.chain(missing.map(|u| format!("{}: {}", u.what, u.reason))).collect()
     }
 
-    /// Points that were looked at, and all there are.
-    pub fn looked_at(&self) -> (usize, usize) {
-        let plan = &self.collected.plan;
-        (plan.points.len(), llorch_trace::all_points(plan.dims.n_layer).len() + 1)
+    /// References that are wrong by the oracle.
+    pub fn odd_references(&self) -> impl Iterator<Item = &'a Odd> {
+        self.result.odd.iter().filter(|odd| odd.name != self.name)
     }
 
     pub fn anything_compared(&self) -> bool {

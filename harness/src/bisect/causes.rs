@@ -44,6 +44,11 @@ impl Cause {
         &self.findings[0]
     }
 
+    /// All that explains it, the likeliest first.
+    fn candidates(&self) -> impl Iterator<Item = &Explanation> {
+        self.explanation.iter().chain(&self.rivals)
+    }
+
     pub fn point(&self) -> Point {
         self.first().point
     }
@@ -103,15 +108,13 @@ fn alike(a: &Cause, b: &Cause) -> bool {
 
 /// What explains both, the likeliest of the first in front.
 fn common<'a>(a: &'a Cause, b: &'a Cause) -> impl Iterator<Item = &'a Explanation> {
-    let all = |c: &'a Cause| c.explanation.iter().chain(&c.rivals);
-    all(a).filter(move |x| all(b).any(|y| alike_words(x, y)))
+    a.candidates().filter(move |x| b.candidates().any(|y| alike_words(x, y)))
 }
 
 fn join(cause: &mut Cause, other: Cause) {
     let mut both = common(cause, &other).cloned().collect::<Vec<_>>().into_iter();
     let shared = both.next();
-    let theirs = |e: &Explanation| other.explanation.iter().chain(&other.rivals).any(|o| o == e);
-    cause.varies |= shared.as_ref().is_some_and(|e| !theirs(e));
+    cause.varies |= shared.as_ref().is_some_and(|e| other.candidates().all(|theirs| theirs != e));
     cause.explanation = shared;
     cause.rivals = both.collect();
     // Its heads are another layer's.

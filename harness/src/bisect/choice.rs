@@ -51,13 +51,12 @@ pub fn distribution(memory: &Memory<'_>, finding: &Finding) -> Vec<Explanation> 
     };
     let tau = sampling.temperature;
     let mut found = Vec::new();
-    let mut say = |fits: bool, text: &str| {
+    let mut say_as = |slug: Option<&'static str>, fits: bool, text: &str| {
         if fits {
-            // What is cut off and not made up for is a constant factor of the rest.
-            let slug = text.starts_with("without normalising").then_some("scaled");
             found.push(Explanation { slug, text: text.to_string() });
         }
     };
+    let mut say = |fits: bool, text: &str| say_as(None, fits, text);
     if tau > 0.0 {
         say(with(&|s| s.temperature = 1.0), "without the temperature");
         say(with(&|s| s.temperature = 1.0 / tau), "with logits multiplied by the temperature");
@@ -72,7 +71,9 @@ pub fn distribution(memory: &Memory<'_>, finding: &Finding) -> Vec<Explanation> 
             .map(|(p, w)| if *p > 0.0 { *w } else { 0.0 })
             .collect();
         let filters = cut.contains(&0.0);
-        say(filters && near(&cut), "without normalising again behind the filters");
+        // What is cut off and not made up for is a constant factor of the rest.
+        let text = "without normalising again behind the filters";
+        say_as(Some("scaled"), filters && near(&cut), text);
     } else {
         let best = crate::oracle::argmax(&logits) as usize;
         let one: Vec<f64> = (0..logits.len()).map(|i| f64::from(u8::from(i == best))).collect();

@@ -261,9 +261,14 @@ impl Search<'_> {
         run_tool_with(command, ALL, None, &mut say).map(|_| ())
     }
 
+    /// As the search of that commit left it.
+    fn saved(&self, commit: &str) -> std::io::Result<String> {
+        fs::read_to_string(self.answers.join(answer_name(commit, self.args)))
+    }
+
     /// What was found at a commit. The command that finds it again starts at that commit.
     fn text(&self, commit: &str) -> anyhow::Result<String> {
-        let answer = fs::read_to_string(self.answers.join(answer_name(commit, self.args)))?;
+        let answer = self.saved(commit)?;
         let lines = answer.lines().map(|line| match line.strip_prefix(tell::REPRODUCE) {
             Some(command) => format!("{}{}", tell::REPRODUCE, self.reproduce(commit, command)),
             None => line.to_string(),
@@ -273,8 +278,7 @@ impl Search<'_> {
 
     /// The same as JSON.
     fn json(&self, commit: &str) -> anyhow::Result<serde_json::Value> {
-        let answer = fs::read_to_string(self.answers.join(answer_name(commit, self.args)))?;
-        let mut answer: serde_json::Value = serde_json::from_str(&answer)?;
+        let mut answer: serde_json::Value = serde_json::from_str(&self.saved(commit)?)?;
         if let Some(command) = answer["reproduce"].as_str() {
             answer["reproduce"] = self.reproduce(commit, command).into();
         }

@@ -9,7 +9,7 @@ use llorch_trace::{Point, Stage};
 use super::continuation::Continuation;
 use super::memory::Memory;
 use super::scan::{Finding, Judged};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Numbers, Tolerance, compare, is_visible};
 use crate::judge::point_tolerance;
 use crate::oracle::Inputs;
 use crate::result::{Row, RowKind, Verdict};
@@ -41,11 +41,7 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
             let continued = Continuation::new(oracle, &read, &takes);
             let Some(expected) = continued.tensor(step, point) else { continue };
             let Some(given) = memory.tensor(step, point) else { continue };
-            let sizes = of.sizes(step);
-            let counts = |i: usize| {
-                !point.stage.is_causal()
-                    || i % sizes.1 <= sizes.1 - sizes.0 + (i / sizes.1) % sizes.0
-            };
+            let counts = |i: usize| is_visible(point.stage, &given.shape, i);
             let tolerance = Tolerance::Mixed(point_tolerance(point).max(1e-5));
             let Ok(compared) = compare(&given, &expected, tolerance, counts) else { continue };
             if compared.within() {

@@ -26,9 +26,9 @@ pub fn json(answer: &Answer<'_>) -> Value {
         "between": answer.between().map(|(after, point)| json!([after, point])),
         "unchecked": answer.unchecked,
         "incomplete": answer.open(),
-        "looked_at": answer.looked_at(),
+        "looked_at": answer.collected.plan.looked_at(),
         "failure": answer.failure,
-        "odd": answer.result.odd.iter().filter(|o| o.name != *answer.name).collect::<Vec<_>>(),
+        "odd": answer.odd_references().collect::<Vec<_>>(),
         "notes": answer.notes,
         "reproduce": first.map(|row| reproduce(answer.result, row)),
     })

@@ -32,7 +32,7 @@ use crate::judge::JudgeOptions;
 use crate::lineup::Contact;
 use crate::plan::Filter;
 use crate::result::RunResult;
-use crate::run::{self, Common, RunError, pipeline};
+use crate::run::{self, Common, RunError, assemble, pipeline};
 use crate::saved::{self, Collected};
 use crate::text::print;
 
@@ -142,13 +142,7 @@ fn from_saved(args: &Args, dir: &Path) -> anyhow::Result<(String, u8)> {
     }
     // What the saved result says of its rows is not believed.
     let verdicts = pipeline::collected_verdicts(&collected, &JudgeOptions::default());
-    for implementation in &mut result.implementations {
-        if let Some((status, reason)) = verdicts.statuses.get(&implementation.name) {
-            (implementation.status, implementation.reason) = (*status, reason.clone());
-        }
-    }
-    (result.rows, result.odd) = (verdicts.rows, verdicts.odd);
-    result.unchecked = [verdicts.unchecked, collected.unchecked.clone()].concat();
+    assemble::judged_again(&mut result, &collected, verdicts);
     finish(args, &result, &collected, None)
 }
 

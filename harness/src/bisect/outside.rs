@@ -1,7 +1,7 @@
 //! Where only some points were looked at: what is wrong there, and came in, is an interval's end. The
 //! fault lies at points that nobody asked for.
 
-use llorch_trace::{Point, Stage, all_points};
+use llorch_trace::{Point, Stage};
 
 use super::memory::Memory;
 use super::scan::{Finding, Judged};
@@ -12,8 +12,8 @@ use crate::result::{Row, RowKind, Verdict};
 
 /// The first place of each case at which the subject is off, though right by itself.
 pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
-    let all = all_points(run.plan.dims.n_layer).len() + 1;
-    if run.plan.points.len() >= all {
+    let (looked_at, all) = run.plan.looked_at();
+    if looked_at >= all {
         return Vec::new();
     }
     let cases = 0..run.plan.cases.len();

@@ -82,7 +82,7 @@ pub fn search(result: &RunResult) -> Found {
 }
 
 fn places(result: &RunResult) -> BTreeMap<Place, Known<'_>> {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let case_of =
         |name: &str| result.cases.iter().position(|c| c.name == name).unwrap_or(usize::MAX);
     let mut places: BTreeMap<Place, Known<'_>> = BTreeMap::new();

@@ -7,7 +7,7 @@ use super::causes::Cause;
 use super::pairs;
 use super::reproduce::reproduce;
 use crate::report;
-use crate::result::{Local, Row, RowKind, UncheckedKind, Verdict};
+use crate::result::{Local, NO_REFERENCE, Row, RowKind, UncheckedKind, Verdict};
 use crate::text::{count, layers, listed, pattern};
 
 /// What stands in front of the command that finds just this again.
@@ -38,11 +38,11 @@ pub fn text(answer: &Answer<'_>) -> String {
     {
         lines.push(format!("{} failed beside: {failure}", answer.name));
     }
-    for odd in answer.result.odd.iter().filter(|odd| odd.name != *answer.name) {
+    for odd in answer.odd_references() {
         lines.push(format!("wrong by the float64 oracle: {}", report::wrong(odd)));
     }
     lines.extend(answer.notes.iter().cloned());
-    let (points, all) = answer.looked_at();
+    let (points, all) = answer.collected.plan.looked_at();
     if points < all {
         lines.push(format!("only {points} of {all} points were looked at"));
     }
@@ -333,7 +333,7 @@ fn unchecked(answer: &Answer<'_>) -> Vec<String> {
         u.kind == UncheckedKind::Missing || u.what == "real GPT-2 weights"
     };
     // Points that no reference checked are the oracle's to check.
-    let of_references = |u: &&crate::result::Unchecked| u.reason != "no reference checked it";
+    let of_references = |u: &&crate::result::Unchecked| u.reason != NO_REFERENCE;
     let lines = answer.result.unchecked.iter().filter(tell).filter(of_references);
     lines.map(|u| format!("UNCHECKED {}: {}", u.what, u.reason)).collect()
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::patterns::{self, Likely};
 use crate::report::view::{CheckpointView, checkpoints};
-use crate::result::{ModelKind, RowKind, RunResult, RunVerdict, Verdict};
+use crate::result::{ModelKind, NO_REFERENCE, RowKind, RunResult, RunVerdict, Verdict};
 use crate::text::listed;
 
 /// How far a subject has been confirmed. Each level holds what the one before holds.
@@ -155,7 +155,7 @@ impl Seen<'_> {
     /// What the cases lack: their number, and temperatures of both kinds that somebody checked.
     fn cases(&self) -> Vec<String> {
         let cases = &self.result.cases;
-        let subject = self.result.subject().map_or("", |s| s.name.as_str());
+        let subject = self.result.subject_name();
         let checked = |case: &str| {
             self.result.rows.iter().any(|r| {
                 r.case == case
@@ -183,7 +183,7 @@ impl Seen<'_> {
     }
 
     fn next(&self) -> Option<Next> {
-        let subject = self.result.subject().map_or("", |s| s.name.as_str());
+        let subject = self.result.subject_name();
         let explain = |checkpoint: u8, why: String| {
             let command = format!("llorch-diff explain {checkpoint}");
             Some(Next { checkpoint, why, command })
@@ -211,7 +211,7 @@ impl Seen<'_> {
         let number = onwards.or_else(|| numbers().find(open))?;
         let why = match self.verdict(number) {
             None => "it was not compared",
-            Some(_) => "no reference checked it",
+            Some(_) => NO_REFERENCE,
         };
         explain(number, why.into())
     }

@@ -131,7 +131,7 @@ impl Strategy {
 
     /// Keeps of a result what the strategy looks at, and judges the run by that.
     pub fn apply(self, result: &mut RunResult, collected: &Collected) {
-        let subject = result.subject().map(|s| s.name.clone()).unwrap_or_default();
+        let subject = result.subject_name().to_string();
         let see = |view: &CheckpointView<'_>| Seen {
             number: view.number,
             verdict: view.verdict,

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdicts, odd};
 use crate::evidence::{Evidence, Fault, FaultKind, Plan};
-use crate::result::{Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict};
+use crate::result::{
+    NO_REFERENCE, Role, Row, RowKind, RunVerdict, Status, Unchecked, UncheckedKind, Verdict,
+};
 
 pub fn conclude(plan: &Plan, evidence: &[Evidence], rows: Vec<Row>) -> Verdicts {
     let unchecked = unchecked(plan, evidence, &rows);
@@ -159,6 +161,6 @@ fn nobody_checked(evidence: &[Evidence], rows: &[Row]) -> Vec<Unchecked> {
     vec![Unchecked {
         what: nobody.join(", "),
         kind: UncheckedKind::Missing,
-        reason: "no reference checked it".into(),
+        reason: NO_REFERENCE.into(),
     }]
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::partition::{By, PartRecord, same_model};
-use crate::result::RunResult;
+use crate::partition::{By, PartRecord};
+use crate::result::{ModelRecord, RunResult};
 use crate::run::RunError;
 use crate::saved::{self, Collected};
 
@@ -68,6 +68,11 @@ fn fits(first: &Part, other: &Part) -> Result<(), RunError> {
         _ => return Ok(()),
     };
     Err(unlike(&first.dir, &other.dir, &what))
+}
+
+/// The same weights under the same name.
+fn same_model(a: &ModelRecord, b: &ModelRecord) -> bool {
+    (&a.name, &a.sha256, &a.config) == (&b.name, &b.sha256, &b.config)
 }
 
 /// An implementation is the same in all parts in which it spoke.

@@ -75,7 +75,7 @@ fn one<'a>(
         }
         texts.push(text(name, ids, different, generated.text.as_deref(), vocabulary));
     }
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let step = match parted {
         Some(step) => Some(step),
         None => closest(subject, case, tensors),

@@ -30,7 +30,7 @@ pub struct Failure<'a> {
 
 /// The first cause first, then as data flows; after the subject's those of others.
 pub fn failures(result: &RunResult) -> Vec<Failure<'_>> {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let cause = first_cause(result);
     let (cause_point, cause_case, cause_step) = match cause {
         Some(Cause::Stage(odd)) => (Some(odd.point), odd.case.as_str(), odd.step),

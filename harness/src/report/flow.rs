@@ -43,7 +43,7 @@ pub struct Errors {
 
 pub fn flow(result: &RunResult) -> Flow {
     let by_oracle = result.rows.iter().any(|r| r.kind == RowKind::Oracle);
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let kind = if by_oracle { RowKind::Oracle } else { RowKind::Pair };
     // Without the oracle a reference's line is its distance from the subject.
     let whose = |r: &'_ Row| -> Option<String> {

@@ -104,7 +104,7 @@ fn cut(text: &str, limit: usize) -> String {
 
 /// One line each: errors for what is the subject's, warnings for what is another's or missing.
 fn annotations(result: &RunResult) -> String {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let mut out = String::new();
     let mut say = |level: &str, title: &str, message: &str| {
         out.push_str(&format!("::{level} title={}::{}\n", property(title), data(message)));

@@ -5,6 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use llorch_trace::{Point, Tensor};
 
+use crate::compare::is_visible;
+
 /// One picture: panels (heads) side by side, each of blocks of tokens by blocks of channels.
 #[derive(Debug, PartialEq)]
 pub struct Heat {
@@ -36,15 +38,8 @@ pub fn differences(point: Point, a: &Tensor, b: &Tensor) -> Option<Vec<Option<f6
         return None;
     }
     let (x, y) = (a.to_f64(), b.to_f64());
-    let masked = |i: usize| match (point.stage.is_causal(), &a.shape[..]) {
-        (true, [_, t, s]) => {
-            let (row, column) = (i / s % t, i % s);
-            column + t > s + row
-        }
-        _ => false,
-    };
     let one = |i: usize| {
-        if masked(i) {
+        if !is_visible(point.stage, &a.shape, i) {
             return None;
         }
         let d = (x[i] - y[i]).abs();

@@ -68,7 +68,7 @@ fn whole(result: &RunResult, views: &[CheckpointView<'_>]) -> TestSuite {
 }
 
 fn suite(result: &RunResult, view: &CheckpointView<'_>) -> TestSuite {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let mut suite = TestSuite::new(format!("{} {}", view.number, view.name));
     for point in points(subject, view) {
         for pair in pairs_of(&point) {

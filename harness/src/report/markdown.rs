@@ -60,7 +60,7 @@ fn implementations(out: &mut String, result: &RunResult) {
 fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     let _ = writeln!(out);
     table_head(out, &["#", "checkpoint", "verdict", "semantics", "kernels", "largest error", "at"]);
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let (with_ours, _) = pairs(result);
     for view in views {
         let largest = widest(&view.lines, &with_ours);

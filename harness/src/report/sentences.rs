@@ -193,7 +193,7 @@ pub fn first_cause(result: &RunResult) -> Option<Cause<'_>> {
     if result.verdict != RunVerdict::Fail {
         return None;
     }
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let odd = result.odd.iter().find(|odd| odd.name == subject).map(Cause::Stage);
     odd.or_else(|| first_failure(result).map(Cause::Row))
 }
@@ -214,7 +214,7 @@ fn passed(views: &[CheckpointView<'_>]) -> usize {
 
 /// The first row in data-flow order that failed, and is not another's fault.
 fn first_failure(result: &RunResult) -> Option<&Row> {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let failed = result.rows.iter().filter(|r| r.verdict_of(subject) == Verdict::Fail);
     failed.min_by(|x, y| x.step.cmp(&y.step).then(x.point.cmp(&y.point)))
 }
@@ -236,7 +236,7 @@ pub fn parties(row: &Row) -> String {
 /// The sentence below a checkpoint's table.
 pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> String {
     let (with_ours, among) = pairs(result);
-    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let subject = result.subject_name();
     let mut parts = Vec::new();
     let by = |wanted: fn(Verdict) -> bool| -> Vec<&str> {
         let worst = |p: &&Pair| {

@@ -34,7 +34,7 @@ fn stage(result: &RunResult, names: &[String], line: &PointLine<'_>) -> Option<S
     if !rows.iter().any(|r| r.local.is_some() || r.local_unchecked.is_some()) {
         return None;
     }
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let of_noise = |r: &&&Row| {
         let local = r.local.as_ref();
         local.map_or(-1.0, |l| l.of_band.unwrap_or(f64::INFINITY))

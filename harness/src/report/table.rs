@@ -128,7 +128,7 @@ fn largest_or_first(
     view: &CheckpointView<'_>,
     largest: Option<&Row>,
 ) -> String {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     if view.is_inherited(subject) {
         return "inherited: each stage here is right by itself".into();
     }
@@ -265,7 +265,7 @@ fn notes(out: &mut String, view: &CheckpointView<'_>) {
 }
 
 fn failures(out: &mut String, result: &RunResult, view: &CheckpointView<'_>) {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let mut failed: Vec<&Row> = view.lines.iter().flat_map(|l| l.rows.iter().copied()).collect();
     failed.retain(|r| matches!(r.verdict, Verdict::Fail | Verdict::Error));
     // What is the subject's comes before what is another's; then as data flows.

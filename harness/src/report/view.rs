@@ -45,7 +45,7 @@ pub fn checkpoints(result: &RunResult) -> Vec<CheckpointView<'_>> {
 
 fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
     let rows: Vec<&Row> = result.rows.iter().filter(|r| r.checkpoint == number).collect();
-    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let subject = result.subject_name();
     let mut stages: Vec<Stage> = rows.iter().map(|r| r.point.stage).collect();
     stages.sort();
     stages.dedup();
@@ -75,7 +75,7 @@ fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
 
 /// Whether a reference checked the subject there, and found nothing wrong.
 fn confirms(result: &RunResult, rows: &[&Row], reference: &str) -> bool {
-    let subject = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let subject = result.subject_name();
     let pairs =
         || rows.iter().filter(|r| r.kind == RowKind::Pair && r.a == subject && r.b == reference);
     let bad = |r: &&&Row| matches!(r.verdict, Verdict::Fail | Verdict::Error);
@@ -210,7 +210,7 @@ pub fn confirmed(result: &RunResult) -> Vec<(&str, usize)> {
 pub fn pairs(result: &RunResult) -> (Vec<Pair>, Vec<Pair>) {
     let present = |i: &&Implementation| i.status != Status::Missing;
     let names: Vec<&str> = result.references().filter(present).map(|i| i.name.as_str()).collect();
-    let ours = result.subject().map(|s| s.name.as_str()).unwrap_or_default();
+    let ours = result.subject_name();
     let with_ours = names.iter().map(|b| Pair { a: ours.into(), b: b.to_string() }).collect();
     let mut among = Vec::new();
     for (i, a) in names.iter().enumerate() {

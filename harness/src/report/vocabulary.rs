@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use crate::saved;
+
 /// The text of each id; empty where the model has no vocabulary here.
 #[derive(Debug, Default)]
 pub struct Vocabulary {
@@ -16,12 +18,7 @@ impl Vocabulary {
             let text = std::fs::read_to_string(path).ok()?;
             serde_json::from_str::<serde_json::Value>(&text).ok()
         };
-        let model = dir.and_then(|dir| {
-            Some(
-                Path::new(read(&dir.join("evidence.json"))?.get("model_dir")?.as_str()?)
-                    .to_path_buf(),
-            )
-        });
+        let model = dir.and_then(|dir| saved::model_dir(dir).ok());
         let table = model.and_then(|model| read(&model.join("vocab.json")));
         let Some(serde_json::Value::Object(table)) = table else { return Vocabulary::default() };
         let bytes = bytes_of_characters();

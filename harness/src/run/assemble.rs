@@ -73,7 +73,7 @@ pub fn real_weights(model: &ResolvedModel) -> Option<Unchecked> {
 }
 
 /// What the judge doesn't see lowers the verdict too: weights that are gone, a part that was not given.
-pub fn verdict(collected: &Collected, judged: RunVerdict) -> RunVerdict {
+fn verdict(collected: &Collected, judged: RunVerdict) -> RunVerdict {
     let missing = collected.unchecked.iter().any(|u| u.kind == UncheckedKind::Missing);
     judged.max(if missing { RunVerdict::Incomplete } else { RunVerdict::Pass })
 }
@@ -100,6 +100,18 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         isolate: collected.isolation.as_ref().map(|i| i.record.clone()),
         partition: facts.partition,
     }
+}
+
+/// Puts another judgement of the same evidence in the place of a result's own.
+pub fn judged_again(result: &mut RunResult, collected: &Collected, verdicts: Verdicts) {
+    for implementation in &mut result.implementations {
+        if let Some((status, reason)) = verdicts.statuses.get(&implementation.name) {
+            (implementation.status, implementation.reason) = (*status, reason.clone());
+        }
+    }
+    result.verdict = verdict(collected, verdicts.verdict);
+    (result.rows, result.odd) = (verdicts.rows, verdicts.odd);
+    result.unchecked = [verdicts.unchecked, collected.unchecked.clone()].concat();
 }
 
 fn implementations(

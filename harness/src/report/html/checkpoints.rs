@@ -81,7 +81,7 @@ pub struct StageCell {
 }
 
 pub fn matrix(result: &RunResult, views: &[CheckpointView<'_>]) -> Matrix {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let all = every_pair(result);
     let row = |view: &CheckpointView<'_>| MatrixRow {
         number: view.number,
@@ -166,7 +166,7 @@ pub fn sections(
     flow: &Flow,
     failed: &[Point],
 ) -> Vec<Section> {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let all = every_pair(result);
     let section = |view: &CheckpointView<'_>| {
         let points = points(subject, view);

@@ -90,7 +90,7 @@ fn section(
     vocabulary: &Vocabulary,
     budget: usize,
 ) -> Failed {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     let point = f.point.to_string();
     let other = f.pair.map(|r| if r.a == f.who { r.b.as_str() } else { r.a.as_str() });
     let mut failed = Failed {

@@ -85,7 +85,7 @@ impl<'a> Page<'a> {
     pub fn new(run: &Run<'a>) -> Page<'a> {
         let result = run.result;
         let views = checkpoints(result);
-        let subject = result.subject().map_or("", |s| s.name.as_str());
+        let subject = result.subject_name();
         let flow = flow(result);
         let mut tensors = Tensors::new(run.dir);
         let vocabulary = Vocabulary::of_run(run.dir);
@@ -164,7 +164,7 @@ fn first(subject: &str, cause: Cause<'_>) -> First {
 
 /// The sentences below the first.
 fn details(result: &RunResult, cause: Option<Cause<'_>>) -> Vec<String> {
-    let subject = result.subject().map_or("", |s| s.name.as_str());
+    let subject = result.subject_name();
     match cause {
         Some(Cause::Stage(odd)) => {
             let more = result.odd.iter().filter(|o| o.name == subject).skip(1);
