@@ -8,10 +8,11 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::provision::disk::human_bytes;
 use crate::provision::doctor::{self, State};
+use crate::provision::newest;
 use crate::provision::prune::{self, Outcome};
 use crate::provision::status::{Status, status, versions};
 use crate::provision::{Missing, ProvisionOptions, Provisioner, engine_command};
-use crate::references::{self, RefName, Reference};
+use crate::references::{self, RefName, RefNameError, Reference};
 use crate::supervise::{AdapterCommand, interrupted};
 
 /// The environment can't do what was asked (docs: exit codes).
@@ -33,7 +34,7 @@ pub enum AdaptersCommand {
     Setup(SetupArgs),
     /// Examine the machine and start every installed adapter
     Doctor,
-    /// Remove what the current pins don't use from the cache
+    /// Remove what the current pins don't use from the cache, newest releases (hf@latest) first
     Prune(PruneArgs),
     /// Print the command line that runs an adapter, to run it by hand
     Command(CommandArgs),
@@ -41,8 +42,8 @@ pub enum AdaptersCommand {
 
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// References to install, e.g. hf
-    #[arg(value_name = "NAME")]
+    /// References to install, e.g. hf, or hf@latest for its newest release
+    #[arg(value_name = "NAME[@latest]")]
     pub names: Vec<String>,
     /// Install them all
     #[arg(long, conflicts_with = "names")]
@@ -64,7 +65,8 @@ pub struct PruneArgs {
 
 #[derive(Debug, Args)]
 pub struct CommandArgs {
-    /// A reference with or without a variant (candle:upstream), or llorch-cpud
+    /// A reference with or without a variant (candle:upstream) and release (hf@latest, as it was resolved
+    /// last), or llorch-cpud
     #[arg(value_name = "NAME")]
     pub name: String,
 }
@@ -121,20 +123,40 @@ fn list() -> u8 {
             reference.summary.clone(),
         ]);
     }
+    for (record, reference, release) in newest::known(&provisioner) {
+        let state = status(&release, &reference);
+        let size = match &state {
+            Status::Ready { bytes, .. } => human_bytes(*bytes),
+            _ => format!("({})", human_bytes(reference.disk_mb * 1_000_000)),
+        };
+        table.add_row([
+            record.name.clone(),
+            String::new(),
+            reference.worth.to_string(),
+            state.label().to_owned(),
+            size,
+            record.versions,
+            format!("throw-away: its newest release of {}", record.resolved),
+        ]);
+    }
     print(table);
     print(format!("cache: {}", provisioner.cache.display()));
     0
 }
 
 fn setup(args: &SetupArgs) -> u8 {
-    let chosen = if args.names.is_empty() {
-        visible()
+    let chosen: Vec<(Reference, RefName)> = if args.names.is_empty() {
+        let pinned = |reference: Reference| {
+            let name = RefName { name: reference.name.clone(), variant: None, release: None };
+            (reference, name)
+        };
+        visible().into_iter().map(pinned).collect()
     } else {
-        let found: Result<Vec<Reference>, _> = args
-            .names
-            .iter()
-            .map(|name| name.parse::<RefName>().and_then(|name| name.resolve()))
-            .collect();
+        let named = |name: &String| {
+            let name: RefName = name.parse()?;
+            Ok::<_, RefNameError>((name.resolve()?, name))
+        };
+        let found: Result<Vec<_>, _> = args.names.iter().map(named).collect();
         match found {
             Ok(references) => references,
             Err(error) => {
@@ -146,16 +168,18 @@ fn setup(args: &SetupArgs) -> u8 {
     let options = ProvisionOptions { offline: args.offline, ..ProvisionOptions::default() };
     let provisioner = Provisioner::new(options);
     let mut code = 0;
-    for reference in &chosen {
+    for (reference, name) in &chosen {
         if interrupted() {
             break;
         }
-        match provisioner.ensure(reference, None) {
-            Ok(_) => {
-                print(format!("{}: ready ({})", reference.name, versions(&provisioner, reference)))
-            }
+        let ready = provisioner.release(reference, name.release.as_ref()).and_then(|release| {
+            release.ensure(reference, None)?;
+            Ok(versions(&release, reference))
+        });
+        match ready {
+            Ok(versions) => print(format!("{name}: ready ({versions})")),
             Err(Missing { reason, mend }) => {
-                print(format!("{}: {reason}\n  to mend it: {mend}", reference.name));
+                print(format!("{name}: {reason}\n  to mend it: {mend}"));
                 code = ENVIRONMENT;
             }
         }
@@ -192,7 +216,8 @@ fn prune_cache(args: &PruneArgs) -> u8 {
     let (mut freed, mut code) = (0, 0);
     for candidate in &candidates {
         let size = human_bytes(candidate.bytes);
-        let path = candidate.path.display();
+        let what = if candidate.throw_away { " (of a newest release)" } else { "" };
+        let path = format!("{}{what}", candidate.path.display());
         if args.dry_run {
             print(format!("would remove {path}, {size}"));
             freed += candidate.bytes;
@@ -232,7 +257,11 @@ fn print_command(args: &CommandArgs) -> u8 {
             }
         };
         match name.resolve() {
-            Ok(reference) => Provisioner::new(options).ensure(&reference, name.variant.as_deref()),
+            Ok(reference) => Provisioner::new(options).ensure_release(
+                &reference,
+                name.variant.as_deref(),
+                name.release.as_ref(),
+            ),
             Err(error) => {
                 llorch_models::errln!("{error}");
                 return USAGE;

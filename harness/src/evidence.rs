@@ -106,6 +106,8 @@ pub struct Evidence {
     pub name: String,
     pub role: Role,
     pub hello: Option<HelloResponse>,
+    /// Of the lock file that it was installed from, where there is one.
+    pub lock_sha256: Option<String>,
     /// Tensors that passed collection, under case, step and point.
     pub bundle: Option<Bundle>,
     /// By case; absent where it was not asked or could not answer.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use llorch_trace::protocol::Worth;
 
-use crate::provision::{self, Missing, ProvisionOptions};
-use crate::references::{RefName, RefNameError, Reference};
+use crate::provision::{self, Missing, ProvisionOptions, Provisioner};
+use crate::references::{RefName, RefNameError, Reference, Release};
 use crate::result::Role;
 use crate::supervise::{AdapterCommand, CommandError};
 
@@ -33,8 +33,9 @@ pub struct Member {
 enum Source {
     /// Our engine, built from the checkout or installed beside us.
     Engine,
-    /// A pinned reference, provisioned before it is started.
-    Pinned { reference: Box<Reference>, variant: Option<String> },
+    /// A reference with an adapter of ours, provisioned before it is started: as pinned, unless a release
+    /// is named.
+    Provisioned { reference: Box<Reference>, variant: Option<String>, release: Option<Release> },
     /// A command of the user's.
     Command(AdapterCommand),
     /// A running daemon, by its address.
@@ -91,7 +92,8 @@ pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
     Ok(Member { name: name.into(), role: Role::Subject, worth: None, source })
 }
 
-/// The references in the order in which they are named: `NAME`, `NAME:VARIANT` or `NAME=COMMAND`.
+/// The references in the order in which they are named: `NAME`, `NAME:VARIANT`, either `@latest`, or
+/// `NAME=COMMAND`.
 pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
     if named.iter().any(|name| name == NOBODY) {
         return match named.iter().find(|name| *name != NOBODY) {
@@ -125,7 +127,11 @@ fn reference(text: &str) -> Result<Member, LineupError> {
     let name: RefName = text.parse()?;
     let reference = name.resolve()?;
     let worth = Some(reference.worth);
-    let source = Source::Pinned { reference: Box::new(reference), variant: name.variant.clone() };
+    let source = Source::Provisioned {
+        reference: Box::new(reference),
+        variant: name.variant.clone(),
+        release: name.release.clone(),
+    };
     Ok(Member { name: name.to_string(), role: Role::Reference, worth, source })
 }
 
@@ -153,7 +159,12 @@ impl Member {
         }
     }
 
-    /// What starts it; installs a pinned reference first if it may.
+    /// Whether it takes a look at a registry to know what it is, whatever is installed.
+    pub fn is_newest(&self) -> bool {
+        matches!(&self.source, Source::Provisioned { release: Some(_), .. })
+    }
+
+    /// What starts it; installs a reference first if it may.
     pub fn command(&self, options: &ProvisionOptions) -> Result<AdapterCommand, Missing> {
         match &self.source {
             Source::Command(command) => Ok(command.clone()),
@@ -162,8 +173,10 @@ impl Member {
                 mend: "name it with --subject".into(),
             }),
             Source::Engine => provision::engine_command(options),
-            Source::Pinned { reference, variant } => {
-                let mut command = provision::ensure(reference, variant.as_deref(), options)?;
+            Source::Provisioned { reference, variant, release } => {
+                let provisioner = Provisioner::new(*options);
+                let mut command =
+                    provisioner.ensure_release(reference, variant.as_deref(), release.as_ref())?;
                 command.name.clone_from(&self.name);
                 Ok(command)
             }
@@ -175,7 +188,7 @@ impl Member {
         let ours = match &self.source {
             Source::Engine => true,
             Source::Command(command) => is_our_engine(&command.program),
-            Source::Pinned { .. } | Source::Http(_) => false,
+            Source::Provisioned { .. } | Source::Http(_) => false,
         };
         let trace = adapter.args.iter().position(|word| word == "trace")?;
         let mut daemon = adapter.clone();

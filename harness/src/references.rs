@@ -55,18 +55,39 @@ pub enum Kind {
     Cargo,
 }
 
-/// `candle:upstream`: a reference and perhaps one of its variants.
+/// `candle:upstream`, `hf:f64@latest`: a reference, perhaps one of its variants, perhaps another release
+/// than the pinned one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RefName {
     pub name: String,
     pub variant: Option<String>,
+    pub release: Option<Release>,
+}
+
+/// What may stand after the `@`: another release than the one that is pinned.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Release {
+    /// The newest there is.
+    Latest,
+    /// The newest there was at the end of a day (UTC), `2026-10-01`.
+    AsOf(String),
 }
 
 /// A name on the command line that means no reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefNameError {
-    #[error("failed to read `{text}` as a reference: expected NAME or NAME:VARIANT")]
+    #[error(
+        "failed to read `{text}` as a reference: expected NAME or NAME:VARIANT, either with @latest behind it"
+    )]
     Form { text: String },
+    #[error(
+        "failed to find release `{release}` of {name}: known are @latest, its newest, and a day as @2026-10-01, its newest then"
+    )]
+    Release { name: String, release: String },
+    #[error(
+        "failed to find release `{release}` of {name}: cargo, which builds it, resolves no versions of a day; expected @latest"
+    )]
+    NoDays { name: String, release: Release },
     #[error("failed to find reference `{name}`: known are {known}")]
     Unknown { name: String, known: String },
     #[error("failed to find variant `{variant}` of {name}: {known}")]
@@ -110,9 +131,13 @@ impl FromStr for RefName {
     type Err = RefNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (name, variant) = match text.split_once(':') {
-            Some((name, variant)) => (name, Some(variant)),
+        let (pinned, release) = match text.split_once('@') {
+            Some((pinned, release)) => (pinned, Some(release)),
             None => (text, None),
+        };
+        let (name, variant) = match pinned.split_once(':') {
+            Some((name, variant)) => (name, Some(variant)),
+            None => (pinned, None),
         };
         let is_word = |word: &str| {
             !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
@@ -120,8 +145,55 @@ impl FromStr for RefName {
         if !is_word(name) || !variant.is_none_or(is_word) {
             return Err(RefNameError::Form { text: text.to_owned() });
         }
-        Ok(Self { name: name.to_owned(), variant: variant.map(str::to_owned) })
+        let unknown = |release: &str| RefNameError::Release {
+            name: pinned.to_owned(),
+            release: release.to_owned(),
+        };
+        let release = release.map(|text| Release::read(text).ok_or_else(|| unknown(text)));
+        Ok(Self {
+            name: name.to_owned(),
+            variant: variant.map(str::to_owned),
+            release: release.transpose()?,
+        })
     }
+}
+
+impl Release {
+    fn read(text: &str) -> Option<Release> {
+        match text {
+            "latest" => Some(Release::Latest),
+            day if is_day(day) => Some(Release::AsOf(day.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+/// `2026-02-28`, and not `2026-02-31`.
+fn is_day(text: &str) -> bool {
+    let numbers: Vec<&str> = text.split('-').collect();
+    let [year, month, day] = numbers[..] else { return false };
+    let of_length = [(year, 4), (month, 2), (day, 2)]
+        .iter()
+        .all(|(digits, n)| digits.len() == *n && digits.bytes().all(|b| b.is_ascii_digit()));
+    if !of_length {
+        return false;
+    }
+    let number = |digits: &str| digits.parse::<u32>().unwrap_or(0);
+    let (year, month, day) = (number(year), number(month), number(day));
+    let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 => 28 + u32::from(is_leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    (1..=days).contains(&day)
+}
+
+/// A name in results without its release: `hf` of `hf@latest`. Two releases of one reference share
+/// everything but versions: they are two columns and one witness.
+pub fn without_release(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(pinned, _)| pinned)
 }
 
 impl RefName {
@@ -132,6 +204,9 @@ impl RefName {
                 all().iter().filter(|r| !r.hidden).map(|r| r.name.clone()).collect::<Vec<_>>();
             return Err(RefNameError::Unknown { name: self.name.clone(), known: known.join(", ") });
         };
+        if let (Some(release @ Release::AsOf(_)), Kind::Cargo) = (&self.release, reference.kind) {
+            return Err(RefNameError::NoDays { name: self.name.clone(), release: release.clone() });
+        }
         match &self.variant {
             Some(variant) if !reference.variants.contains(variant) => Err(RefNameError::Variant {
                 name: self.name.clone(),
@@ -149,10 +224,22 @@ impl RefName {
 impl fmt::Display for RefName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
-        match &self.variant {
-            Some(variant) => write!(f, ":{variant}"),
+        if let Some(variant) = &self.variant {
+            write!(f, ":{variant}")?;
+        }
+        match &self.release {
+            Some(release) => write!(f, "@{release}"),
             None => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Release::Latest => "latest",
+            Release::AsOf(day) => day,
+        })
     }
 }
 
@@ -162,12 +249,42 @@ mod tests {
 
     #[test]
     fn names_and_variants_are_parsed_and_printed_alike() {
-        for text in ["hf", "candle:upstream", "llorch-cpud"] {
+        for text in [
+            "hf",
+            "candle:upstream",
+            "llorch-cpud",
+            "hf@latest",
+            "candle:upstream@latest",
+            "hf:f64@2024-02-29",
+        ] {
             assert_eq!(text.parse::<RefName>().unwrap().to_string(), text);
         }
-        for text in ["", ":", "hf:", ":f64", "a b", "hf:f64:x", "../hf"] {
+        for text in ["", ":", "hf:", ":f64", "a b", "hf:f64:x", "../hf", "@latest", "hf:@latest"] {
             assert!(text.parse::<RefName>().is_err(), "{text:?} was taken for a name");
         }
+    }
+
+    #[test]
+    fn a_release_is_the_latest_or_a_day_that_there_is() {
+        for text in [
+            "hf@",
+            "hf@newest",
+            "hf@5.22.0",
+            "hf@2026-02-29",
+            "hf@2026-13-01",
+            "hf@26-1-1",
+            "hf@latest@latest",
+            "hf@latest:f64",
+        ] {
+            let error = text.parse::<RefName>().unwrap_err();
+            assert!(matches!(error, RefNameError::Release { .. }), "{text}: {error}");
+            assert!(error.to_string().contains("@latest"), "{error}");
+        }
+        let of_a_day: RefName = "candle@2026-10-01".parse().unwrap();
+        assert!(matches!(of_a_day.resolve(), Err(RefNameError::NoDays { .. })));
+        assert!("hf@2026-10-01".parse::<RefName>().unwrap().resolve().is_ok());
+        assert_eq!(without_release("hf:f64@latest"), "hf:f64");
+        assert_eq!(without_release("hf"), "hf");
     }
 
     #[test]

@@ -136,6 +136,9 @@ pub struct Implementation {
     pub name: String,
     pub role: Role,
     pub version: String,
+    /// Of the lock file that it was installed from: the pinned one, or what `@latest` was resolved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_sha256: Option<String>,
     pub worth: Option<Worth>,
     pub status: Status,
     /// Why the status is not `ok`; empty when it is.

@@ -62,6 +62,8 @@ struct SavedImplementation {
     name: String,
     role: Role,
     hello: Option<HelloResponse>,
+    #[serde(default)]
+    lock_sha256: Option<String>,
     /// The folder of its bundle.
     bundle: Option<String>,
     generated: BTreeMap<String, Generation>,
@@ -80,6 +82,7 @@ pub fn write_evidence(out: &Path, collected: &Collected) -> Result<(), SavedErro
         name: e.name.clone(),
         role: e.role,
         hello: e.hello.clone(),
+        lock_sha256: e.lock_sha256.clone(),
         bundle: e.bundle.as_ref().map(|_| file_name(&e.name)),
         generated: e.generated.clone(),
         tokenized: e.tokenized.clone(),
@@ -138,6 +141,7 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
             name: one.name,
             role: one.role,
             hello: one.hello,
+            lock_sha256: one.lock_sha256,
             bundle,
             generated: one.generated,
             tokenized: one.tokenized,

@@ -6,8 +6,12 @@ use llorch_trace::protocol::{Deviation, HelloResponse, PROTOCOL_VERSION, Unsuppo
 
 use crate::variant::Variant;
 
-/// As pinned in Cargo.toml; a test holds it to Cargo.lock.
-const CANDLE: &str = "0.11.1";
+/// What Cargo.lock said when it was built (build.rs).
+const CANDLE: [(&str, &str); 3] = [
+    ("candle-core", env!("CANDLE_CORE_VERSION")),
+    ("candle-nn", env!("CANDLE_NN_VERSION")),
+    ("candle-transformers", env!("CANDLE_TRANSFORMERS_VERSION")),
+];
 
 const TOKENS: &str = "the ids fed, u32 -> i64";
 
@@ -72,7 +76,7 @@ pub fn hello(variant: Variant) -> HelloResponse {
     HelloResponse {
         protocol: PROTOCOL_VERSION,
         name: variant.name().into(),
-        version: format!("candle-core {CANDLE}, candle-nn {CANDLE}, candle-transformers {CANDLE}"),
+        version: CANDLE.map(|(name, version)| format!("{name} {version}")).join(", "),
         worth: if upstream { Worth::Semantics } else { Worth::Kernels },
         capabilities: capabilities.into_iter().map(String::from).collect(),
         unsupported: if upstream { unsupported() } else { Vec::new() },
@@ -112,8 +116,8 @@ mod tests {
     #[test]
     fn the_version_is_the_locked_one() {
         let lock = include_str!("../Cargo.lock");
-        for package in ["candle-core", "candle-nn", "candle-transformers"] {
-            let pin = format!("name = \"{package}\"\nversion = \"{CANDLE}\"\n");
+        for (package, version) in CANDLE {
+            let pin = format!("name = \"{package}\"\nversion = \"{version}\"\n");
             assert!(lock.contains(&pin), "{package}");
         }
     }

@@ -145,6 +145,7 @@ mod tests {
         let who = |name: &str, role| Implementation {
             name: name.into(),
             role,
+            lock_sha256: None,
             version: String::new(),
             worth: None,
             status: Status::Ok,

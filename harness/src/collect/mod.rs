@@ -93,6 +93,7 @@ pub fn empty(name: &str, role: Role) -> Evidence {
         name: name.to_string(),
         role,
         hello: None,
+        lock_sha256: None,
         bundle: None,
         generated: BTreeMap::new(),
         tokenized: BTreeMap::new(),
@@ -134,7 +135,8 @@ impl<'a> Collection<'a> {
         let points = llorch_trace::all_points(settings.plan.dims.n_layer);
         let names = points.iter().filter(|p| captured.contains_point(**p));
         let wanted = names.map(|p| p.to_string()).collect();
-        let evidence = empty(&command.name, role);
+        let mut evidence = empty(&command.name, role);
+        evidence.lock_sha256.clone_from(&command.lock_sha256);
         Self { command, settings, say, evidence, session: None, starts: 0, bundle: None, wanted }
     }
 

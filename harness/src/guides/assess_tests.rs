@@ -31,6 +31,7 @@ fn implementation(name: &str, role: Role) -> Implementation {
     Implementation {
         name: name.into(),
         role,
+        lock_sha256: None,
         version: "1".into(),
         worth: Some(Worth::Semantics),
         status: Status::Ok,

@@ -21,6 +21,7 @@ pub fn evidence(name: &str, role: Role, bundle: Bundle) -> Evidence {
         deviations: vec![],
     };
     Evidence {
+        lock_sha256: None,
         name: name.into(),
         role,
         hello: Some(hello),

@@ -11,8 +11,9 @@ use llorch_trace::hash::sha256_bytes;
 use super::disk::human_bytes;
 use super::lock::{self, BuildLock};
 use super::progress::Progress;
-use super::{Missing, Provisioner, disk, find, pins, say_hello, setup_command, stamp};
-use crate::assets;
+use super::{
+    Missing, Provisioner, disk, find, lock_path, pins, say_hello, setup_command, sources, stamp,
+};
 use crate::references::Reference;
 use crate::supervise::{AdapterCommand, ToolEvent, remove_on_interrupt, run_tool_with};
 
@@ -22,13 +23,13 @@ pub(super) fn ensure(
     provisioner: &Provisioner,
     reference: &Reference,
 ) -> Result<AdapterCommand, Missing> {
-    let env = provisioner.envs().join(env_name(reference));
+    let env = provisioner.envs().join(env_name(provisioner, reference));
     let program = env.join(program_name(reference));
     if is_whole(&env, reference) {
-        return command(reference, &env, &program);
+        return command(provisioner, reference, &env, &program);
     }
     provisioner.may_install(reference)?;
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     let mut progress = Progress::new(name, provisioner.options.quiet);
     let cargo = cargo_program()?;
     let built = {
@@ -47,7 +48,7 @@ pub(super) fn ensure(
             true
         }
     };
-    let command = command(reference, &env, &program)?;
+    let command = command(provisioner, reference, &env, &program)?;
     if built {
         match say_hello(&command) {
             Ok(version) => progress.say(&format!("ready: {version}")),
@@ -64,14 +65,13 @@ pub(super) fn is_whole(env: &Path, reference: &Reference) -> bool {
 }
 
 /// `candle-0123456789abcdef`: the hash of everything that it is built from.
-pub(super) fn env_name(reference: &Reference) -> String {
-    let sources = format!("adapters/{}/", reference.entry);
-    format!("{}-{}", reference.name, assets::fingerprint(&[&sources, "harness/trace/"]))
+pub(super) fn env_name(provisioner: &Provisioner, reference: &Reference) -> String {
+    let hash = sources::fingerprint(provisioner, &sources::of(reference));
+    format!("{}-{hash}", reference.name)
 }
 
 pub(super) fn target_name(provisioner: &Provisioner, reference: &Reference) -> String {
-    let lock =
-        provisioner.bytes(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default();
+    let lock = provisioner.bytes(&lock_path(reference)).unwrap_or_default();
     format!("{}-{}", reference.name, &sha256_bytes(&lock)[..16])
 }
 
@@ -101,7 +101,7 @@ fn build(
     env: &Path,
     progress: &mut Progress,
 ) -> Result<(), Missing> {
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     let io =
         |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
     disk::check(name, reference.disk_mb, target, provisioner.free_space)?;
@@ -111,16 +111,17 @@ fn build(
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ");
-    let packages = pins::count_cargo(
-        &text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default(),
-    );
+    let packages = pins::count_cargo(&text(&lock_path(reference)).unwrap_or_default());
     progress.say(&format!(
         "building its adapter on {shown}: up to {packages} packages, about {} to download, {} on disk, in {}",
         human_bytes(reference.download_mb * 1_000_000),
         human_bytes(reference.disk_mb * 1_000_000),
         target.display()
     ));
-    let root = provisioner.adapters().map_err(io)?;
+    let root = match provisioner.resolved() {
+        Some(dir) => dir.to_owned(),
+        None => provisioner.adapters().map_err(io)?,
+    };
     let package = root.join("adapters").join(&reference.entry);
     let began = Instant::now();
     let command = AdapterCommand::new("cargo build", cargo)
@@ -131,16 +132,34 @@ fn build(
         // So that no cargo settings of the current folder take part.
         .cwd(&package);
     let log = lock::log_path(target);
-    let mut compiled = 0;
+    let (mut compiled, mut compiles, mut first_error) = (0, true, None::<String>);
     let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
         ToolEvent::Line(line) => {
-            compiled += usize::from(line.trim_start().starts_with("Compiling "))
+            compiled += usize::from(line.trim_start().starts_with("Compiling "));
+            compiles &= !line.starts_with("error: could not compile");
+            match &mut first_error {
+                None if line.starts_with("error") => first_error = Some(line.to_owned()),
+                Some(error) if line.trim_start().starts_with("--> ") && !error.contains("--> ") => {
+                    error.push_str(&format!(" {}", line.trim()));
+                }
+                _ => {}
+            }
         }
         ToolEvent::Tick(elapsed) => {
             progress.tick(&format!("{compiled} packages compiled"), elapsed)
         }
     });
-    outcome.map_err(|failure| failed(name, failure.brief()))?;
+    outcome.map_err(|failure| match (provisioner.resolved(), first_error) {
+        // The adapter was written for the pinned release; that it doesn't fit another is a finding.
+        (Some(_), Some(error)) if !compiles => Missing {
+            reason: format!(
+                "{shown} can't be built with the adapter: {error} (all of it in {})",
+                log.display()
+            ),
+            mend: format!("compare with the pinned release, --ref {}", reference.name),
+        },
+        _ => failed(name, failure.brief()),
+    })?;
 
     let program = built_program(target, &program_name(reference)).ok_or_else(|| {
         failed(name, format!("cargo built no {} in {}", program_name(reference), target.display()))
@@ -164,8 +183,13 @@ fn built_program(target: &Path, name: &str) -> Option<PathBuf> {
     std::iter::once(plain).chain(crossed).find(|path| find::is_executable(path))
 }
 
-fn command(reference: &Reference, env: &Path, program: &Path) -> Result<AdapterCommand, Missing> {
-    let name = &reference.name;
+fn command(
+    provisioner: &Provisioner,
+    reference: &Reference,
+    env: &Path,
+    program: &Path,
+) -> Result<AdapterCommand, Missing> {
+    let name = &provisioner.called(reference);
     lock::hold(env)
         .map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
     Ok(AdapterCommand::new(name, program))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::disk::human_bytes;
 use super::status::{Status, status};
-use super::{Missing, Provisioner, cargo, engine, find, say_hello, setup_command, uv};
+use super::{Missing, Provisioner, cargo, engine, find, newest, say_hello, setup_command, uv};
 use crate::references::{self, Reference};
 
 /// How a check came out.
@@ -66,6 +66,11 @@ pub fn examine(provisioner: &Provisioner, each: &mut dyn FnMut(&Check)) -> Vec<C
             Err(error) => {
                 add(Check::new(&error.path, State::Bad, error.to_string(), "reinstall llorch-diff"))
             }
+        }
+    }
+    for (_, reference, release) in newest::known(provisioner) {
+        if let Status::Ready { .. } = status(&release, &reference) {
+            add(adapter(&release, &reference));
         }
     }
     checks
@@ -202,7 +207,7 @@ fn engine_check(provisioner: &Provisioner) -> Check {
 }
 
 fn adapter(provisioner: &Provisioner, reference: &Reference) -> Check {
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     match status(provisioner, reference) {
         Status::Ready { path, bytes } => {
             let Some(command) = provisioner.installed(reference) else {

@@ -12,11 +12,12 @@
 //! <cache>/envs/candle-<hash of its sources>/        a program built by cargo
 //! <cache>/build/candle-<hash of Cargo.lock>/        cargo's build folder for it
 //! <cache>/adapters/<hash>/                          the adapters' sources, extracted
+//! <cache>/latest/hf-<hash of the lock file>/        what `hf@latest` was resolved to
 //! <cache>/uv/<version>/, <cache>/uv/cache/          uv, where the machine has none
 //! ```
 //!
-//! Reading order: [`ensure`], `python` and `cargo` (the two kinds of reference), `uv`, [`engine`],
-//! `pins`, `find`, [`disk`], `stamp`, [`lock`], then what looks after the cache: [`status`],
+//! Reading order: [`ensure`], `python` and `cargo` (the two kinds of reference), [`newest`] (their newest
+//! releases), `uv`, [`engine`], `pins`, `find`, [`disk`], `stamp`, [`lock`], then what looks after the cache: [`status`],
 //! [`doctor`], [`prune`].
 
 mod cargo;
@@ -25,10 +26,12 @@ pub mod doctor;
 pub mod engine;
 mod find;
 pub mod lock;
+pub mod newest;
 pub mod pins;
 mod progress;
 pub mod prune;
 mod python;
+mod sources;
 mod stamp;
 pub mod status;
 mod uv;
@@ -38,8 +41,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use llorch_trace::hash::sha256_bytes;
+
 use crate::assets;
-use crate::references::{Kind, Reference};
+use crate::references::{Kind, Reference, Release};
 use crate::supervise::{AdapterCommand, Limits, Session};
 
 pub use engine::engine_command;
@@ -103,6 +108,8 @@ pub struct Provisioner {
     pub sources: Option<PathBuf>,
     /// A `uv` in place of the one that is found or installed.
     pub uv: Option<PathBuf>,
+    /// Another release than the pinned one.
+    pub newest: Option<newest::Newest>,
     /// [`disk::free_space`].
     pub free_space: fn(&Path) -> io::Result<u64>,
 }
@@ -116,6 +123,7 @@ impl Provisioner {
             cache,
             sources: None,
             uv: None,
+            newest: None,
             free_space: disk::free_space,
         }
     }
@@ -136,7 +144,37 @@ impl Provisioner {
             command.name = format!("{}:{variant}", reference.name);
             command = command.args(["--variant", variant]);
         }
+        command.lock_sha256 = self.bytes(&lock_path(reference)).map(|lock| sha256_bytes(&lock));
         Ok(command)
+    }
+
+    /// The same of another release than the pinned one, which is asked for first.
+    pub fn ensure_release(
+        &self,
+        reference: &Reference,
+        variant: Option<&str>,
+        release: Option<&Release>,
+    ) -> Result<AdapterCommand, Missing> {
+        self.release(reference, release)?.ensure(reference, variant)
+    }
+
+    /// What provisions this release of a reference.
+    pub fn release(
+        &self,
+        reference: &Reference,
+        release: Option<&Release>,
+    ) -> Result<Provisioner, Missing> {
+        match release {
+            None => Ok(self.clone()),
+            Some(release) => newest::at(self, reference, release),
+        }
+    }
+
+    /// The `uv` that makes environments; installed first where the machine has none.
+    pub fn uv_program(&self) -> Result<PathBuf, Missing> {
+        let python = find::python("3.11")?;
+        let mut progress = progress::Progress::new("uv", self.options.quiet);
+        Ok(uv::ensure(self, &python.path, &mut progress)?.path)
     }
 
     /// The command of a reference that is installed already.
@@ -150,6 +188,9 @@ impl Provisioner {
     }
 
     fn bytes(&self, path: &str) -> Option<Cow<'static, [u8]>> {
+        if let Some(bytes) = self.resolved().and_then(|dir| std::fs::read(dir.join(path)).ok()) {
+            return Some(Cow::Owned(bytes));
+        }
         match &self.sources {
             Some(root) => std::fs::read(root.join(path)).ok().map(Cow::Owned),
             None => assets::get(path),
@@ -158,6 +199,19 @@ impl Provisioner {
 
     pub(crate) fn text(&self, path: &str) -> Option<String> {
         String::from_utf8(self.bytes(path)?.into_owned()).ok()
+    }
+
+    /// The folder whose files stand in place of the pinned ones.
+    fn resolved(&self) -> Option<&Path> {
+        self.newest.as_ref()?.dir.as_deref()
+    }
+
+    /// `hf`, or `hf@latest`: how a reference is called in what is told.
+    fn called(&self, reference: &Reference) -> String {
+        match &self.newest {
+            Some(newest) => format!("{}@{}", reference.name, newest.release),
+            None => reference.name.clone(),
+        }
     }
 
     /// The folder that holds `adapters/…` on disk.
@@ -170,7 +224,7 @@ impl Provisioner {
 
     /// Refuses where installing is forbidden.
     fn may_install(&self, reference: &Reference) -> Result<(), Missing> {
-        let name = &reference.name;
+        let name = &self.called(reference);
         let reason = match self.options {
             ProvisionOptions { allow: false, .. } => format!("{name} isn't installed"),
             ProvisionOptions { offline: true, .. } => {
@@ -179,6 +233,15 @@ impl Provisioner {
             _ => return Ok(()),
         };
         Err(Missing { reason, mend: setup_command(name) })
+    }
+}
+
+/// The lock file of a reference, as a path in the repository.
+fn lock_path(reference: &Reference) -> String {
+    match (reference.kind, &reference.requirements) {
+        (Kind::Cargo, _) => format!("adapters/{}/Cargo.lock", reference.entry),
+        (Kind::Python, Some(file)) => format!("refs/{}/{file}", reference.name),
+        (Kind::Python, None) => format!("refs/{}/requirements.lock", reference.name),
     }
 }
 

@@ -35,11 +35,21 @@ fn read_cargo(lock: &str) -> Vec<Pin> {
     packages.into_iter().flatten().filter_map(pin).collect()
 }
 
+/// Every pin of a reference.
+pub(crate) fn all(reference: &Reference, text: &dyn Fn(&str) -> Option<String>) -> Vec<Pin> {
+    let lock = text(&super::lock_path(reference)).unwrap_or_default();
+    match reference.kind {
+        Kind::Python => read(&lock),
+        Kind::Cargo => read_cargo(&lock),
+    }
+}
+
 /// The pins that tell what a reference is: those that its `ref.toml` shows, else those that its
 /// `requirements.in` asks for by name, else (cargo) the crates that begin with its own name.
 pub(crate) fn telling(reference: &Reference, text: &dyn Fn(&str) -> Option<String>) -> Vec<Pin> {
-    let (all, asked) = match (reference.kind, &reference.requirements) {
-        (Kind::Python, Some(file)) => {
+    let all = all(reference, text);
+    let asked = match reference.kind {
+        Kind::Python => {
             let asked =
                 text(&format!("refs/{}/requirements.in", reference.name)).unwrap_or_default();
             let names = asked.lines().map(|line| {
@@ -48,21 +58,12 @@ pub(crate) fn telling(reference: &Reference, text: &dyn Fn(&str) -> Option<Strin
                     .unwrap_or("")
                     .to_owned()
             });
-            let names = names.filter(|name| !name.is_empty()).collect();
-            (read(&text(&format!("refs/{}/{file}", reference.name)).unwrap_or_default()), names)
+            names.filter(|name| !name.is_empty()).collect()
         }
-        (Kind::Python, None) => (Vec::new(), Vec::new()),
-        (Kind::Cargo, _) => {
-            let all = read_cargo(
-                &text(&format!("adapters/{}/Cargo.lock", reference.entry)).unwrap_or_default(),
-            );
+        Kind::Cargo => {
             let prefix = format!("{}-", reference.name);
-            let names = all
-                .iter()
-                .map(|pin| pin.name.clone())
-                .filter(|name| name.starts_with(&prefix))
-                .collect();
-            (all, names)
+            let names = all.iter().map(|pin| pin.name.clone());
+            names.filter(|name| name.starts_with(&prefix)).collect()
         }
     };
     let wanted: Vec<String> =

@@ -7,15 +7,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::BuildLock;
+use super::newest::{self, Newest};
 use super::{Provisioner, cargo, disk, python, uv};
 use crate::assets;
-use crate::references::{Kind, Reference};
+use crate::references::{Kind, Reference, Release};
 
 /// A folder or file that can go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub path: PathBuf,
     pub bytes: u64,
+    /// It belongs to a newest release (`hf@latest`), which is resolved for a day.
+    pub throw_away: bool,
 }
 
 /// What came of an attempt to remove a candidate.
@@ -28,9 +31,11 @@ pub enum Outcome {
 }
 
 /// The folders of the cache that this module looks after.
-const PLACES: [&str; 4] = ["envs", "build", "adapters", "uv"];
+const PLACES: [&str; 5] = ["envs", "build", "adapters", "uv", LATEST];
+const LATEST: &str = "latest";
 
-/// What can go: what no current pin names, or with `all` everything that can be made again.
+/// What can go: what no current pin names, or with `all` everything that can be made again. Newest
+/// releases are no pins, and stand first.
 pub fn candidates(
     provisioner: &Provisioner,
     references: &[Reference],
@@ -45,6 +50,7 @@ pub fn candidates(
             .filter_map(|reference| python::env_prefix(provisioner, reference))
             .collect()
     };
+    let throw_away = of_newest(provisioner, references);
     let mut found = Vec::new();
     for place in PLACES {
         let entries =
@@ -59,12 +65,39 @@ pub fn candidates(
             let kept = keep.contains(&path.with_file_name(stem))
                 || (place == "envs" && keep_prefixes.iter().any(|prefix| stem.starts_with(prefix)));
             if !kept {
-                found.push(Candidate { bytes: disk::size(&path), path });
+                let throw_away =
+                    place == LATEST || throw_away.iter().any(|prefix| stem.starts_with(prefix));
+                found.push(Candidate { bytes: disk::size(&path), path, throw_away });
             }
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort_by(|a, b| (!a.throw_away, &a.path).cmp(&(!b.throw_away, &b.path)));
     found
+}
+
+/// What the names of all that belongs to a newest release begin with.
+fn of_newest(provisioner: &Provisioner, references: &[Reference]) -> HashSet<String> {
+    let folders = std::fs::read_dir(newest::folder(provisioner)).into_iter().flatten().flatten();
+    let folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    let mut prefixes = HashSet::new();
+    for reference in references {
+        let own = format!("{}-", reference.name);
+        let is_own = |path: &&PathBuf| {
+            path.is_dir() && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&own))
+        };
+        for dir in folders.iter().filter(is_own) {
+            let newest = Newest { release: Release::Latest, dir: Some(dir.clone()) };
+            let release = Provisioner { newest: Some(newest), ..provisioner.clone() };
+            match reference.kind {
+                Kind::Python => prefixes.extend(python::env_prefix(&release, reference)),
+                Kind::Cargo => prefixes.extend([
+                    cargo::env_name(&release, reference),
+                    cargo::target_name(&release, reference),
+                ]),
+            }
+        }
+    }
+    prefixes
 }
 
 fn in_use(provisioner: &Provisioner, references: &[Reference]) -> HashSet<PathBuf> {
@@ -75,7 +108,7 @@ fn in_use(provisioner: &Provisioner, references: &[Reference]) -> HashSet<PathBu
         keep.insert(cache.join("adapters").join(name));
     }
     for reference in references.iter().filter(|reference| reference.kind == Kind::Cargo) {
-        keep.insert(provisioner.envs().join(cargo::env_name(reference)));
+        keep.insert(provisioner.envs().join(cargo::env_name(provisioner, reference)));
         keep.insert(cache.join("build").join(cargo::target_name(provisioner, reference)));
     }
     keep

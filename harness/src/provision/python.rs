@@ -9,7 +9,7 @@ use super::disk::human_bytes;
 use super::find::{self, Python};
 use super::lock::{self, BuildLock};
 use super::progress::Progress;
-use super::{Missing, Provisioner, disk, pins, say_hello, setup_command, stamp, uv};
+use super::{Missing, Provisioner, disk, lock_path, pins, say_hello, setup_command, stamp, uv};
 use crate::references::Reference;
 use crate::supervise::{
     AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with,
@@ -26,7 +26,7 @@ pub(super) fn ensure(
         return command(provisioner, reference, &env);
     }
     provisioner.may_install(reference)?;
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     let python = find::python(reference.python.as_deref().unwrap_or("3.11"))?;
     let mut progress = Progress::new(name, provisioner.options.quiet);
     let env = env_dir(provisioner, reference, &python)?;
@@ -48,7 +48,7 @@ pub(super) fn ensure(
     };
     let command = command(provisioner, reference, &env)?;
     if built {
-        greet(reference, &command, &mut progress)?;
+        greet(name, &command, &mut progress)?;
     }
     Ok(command)
 }
@@ -78,12 +78,8 @@ fn interpreter(env: &Path) -> PathBuf {
 
 /// `hf-0123456789abcdef-py`: what the names of all environments for these pins begin with.
 pub(super) fn env_prefix(provisioner: &Provisioner, reference: &Reference) -> Option<String> {
-    let lock = provisioner.bytes(&lock_file(reference)?)?;
+    let lock = provisioner.bytes(&lock_path(reference))?;
     Some(format!("{}-{}-py", reference.name, &sha256_bytes(&lock)[..16]))
-}
-
-fn lock_file(reference: &Reference) -> Option<String> {
-    Some(format!("refs/{}/{}", reference.name, reference.requirements.as_deref()?))
 }
 
 fn env_dir(
@@ -91,8 +87,9 @@ fn env_dir(
     reference: &Reference,
     python: &Python,
 ) -> Result<PathBuf, Missing> {
-    let prefix = env_prefix(provisioner, reference)
-        .ok_or_else(|| failed(&reference.name, "its lock file isn't there".into()))?;
+    let prefix = env_prefix(provisioner, reference).ok_or_else(|| {
+        failed(&provisioner.called(reference), "its lock file isn't there".into())
+    })?;
     Ok(provisioner.envs().join(format!("{prefix}{}", python.version())))
 }
 
@@ -103,7 +100,7 @@ fn build(
     env: &Path,
     progress: &mut Progress,
 ) -> Result<(), Missing> {
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     disk::check(name, reference.disk_mb, env, provisioner.free_space)?;
     let shown = pins::telling(reference, &|path| provisioner.text(path));
     let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -145,7 +142,7 @@ fn build(
     // The lock file lies in the environment: a record of what it was made from. uv runs there too,
     // so that no project of the current folder adds settings of its own.
     let lock = env.join("requirements.lock");
-    let text = lock_file(reference).and_then(|path| provisioner.bytes(&path)).unwrap_or_default();
+    let text = provisioner.bytes(&lock_path(reference)).unwrap_or_default();
     std::fs::write(&lock, text).map_err(io)?;
     let install = uv
         .command("uv pip install")
@@ -159,11 +156,7 @@ fn build(
 }
 
 /// Says how it went, with the size and the time.
-fn greet(
-    reference: &Reference,
-    command: &AdapterCommand,
-    progress: &mut Progress,
-) -> Result<(), Missing> {
+fn greet(name: &str, command: &AdapterCommand, progress: &mut Progress) -> Result<(), Missing> {
     let began = Instant::now();
     progress.say("installed; starting it for the first time");
     match say_hello(command) {
@@ -175,7 +168,7 @@ fn greet(
             Ok(())
         }
         Err(failure) => Err(Missing {
-            reason: format!("{} was installed but doesn't start: {failure}", reference.name),
+            reason: format!("{name} was installed but doesn't start: {failure}"),
             mend: "llorch-diff adapters doctor".into(),
         }),
     }
@@ -186,7 +179,7 @@ fn command(
     reference: &Reference,
     env: &Path,
 ) -> Result<AdapterCommand, Missing> {
-    let name = &reference.name;
+    let name = &provisioner.called(reference);
     lock::hold(env)
         .map_err(|error| failed(name, format!("failed to use {}: {error}", env.display())))?;
     let root = provisioner.adapters().map_err(|error| {

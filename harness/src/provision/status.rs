@@ -38,7 +38,7 @@ pub fn status(provisioner: &Provisioner, reference: &Reference) -> Status {
             python::env_prefix(provisioner, reference)
         }
         Kind::Cargo => {
-            let name = cargo::env_name(reference);
+            let name = cargo::env_name(provisioner, reference);
             let path = provisioner.envs().join(&name);
             if cargo::is_whole(&path, reference) {
                 let build = provisioner

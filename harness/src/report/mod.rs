@@ -14,6 +14,7 @@ mod json;
 mod junit;
 mod markdown;
 pub(crate) mod numbers;
+mod releases;
 mod sentences;
 mod shown;
 mod stages;

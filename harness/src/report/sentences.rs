@@ -310,10 +310,11 @@ pub fn hint(row: &Row) -> Option<&'static str> {
     crate::guides::hint(row.point.stage)
 }
 
-/// What the whole run amounts to, the last lines of a summary: what the failures make likely, where the
+/// What the whole run amounts to, the last lines of a summary: what other releases change, what the failures make likely, where the
 /// strategy stopped, the level, the next checkpoint. A heading and a text each.
 pub fn conclusion(result: &RunResult) -> Vec<(&'static str, String)> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<(&'static str, String)> = Vec::new();
+    lines.extend(super::releases::sentences(result).into_iter().map(|line| ("RELEASE", line)));
     if let Some(strategy) = &result.strategy {
         let (looked, all) = (strategy.looked_at.len(), strategy.left_out.len());
         let of = format!("looked at {looked} of {}", looked + all);

@@ -11,6 +11,7 @@ fn implementation(name: &str, role: Role, worth: Worth) -> Implementation {
     Implementation {
         name: name.into(),
         role,
+        lock_sha256: None,
         version: format!("{name} 1.0"),
         worth: Some(worth),
         status: Status::Ok,
@@ -210,6 +211,37 @@ fn tables_keep_to_the_width() {
     for line in text.lines().filter(|l| l.starts_with(['┌', '│', '╞', '└'])) {
         assert!(line.chars().count() <= 80, "{line}");
     }
+}
+
+#[test]
+fn two_releases_of_one_reference_are_one_witness_and_two_columns() {
+    let mut result = honest();
+    let latest = implementation("hf@latest", Role::Reference, Worth::Semantics);
+    result.implementations.push(latest);
+    for layer in 0..2 {
+        result.rows.push(row("ours", "hf@latest", layer, 0, 1e-7, Verdict::Pass));
+        result.rows.push(row("hf", "hf@latest", layer, 0, 2e-7, Verdict::Pass));
+    }
+    let view = &view::checkpoints(&result)[0];
+    assert_eq!((view.semantics, view.kernels), (1, 1));
+    let (with_ours, among) = view::pairs(&result);
+    assert!(with_ours.iter().any(|p| p.b == "hf@latest"));
+    assert!(among.iter().any(|p| p.a == "hf" && p.b == "hf@latest"));
+    let shown = table(&result);
+    assert!(shown.contains("1 semantics, 1 kernels"), "{shown}");
+    let said = "RELEASE hf@latest (hf@latest 1.0) against hf (hf 1.0): first differs at h.0.attn.q (case hello, \
+        prefill), by 2.0e-7; largest at h.1.attn.q (case hello, prefill), by 2.0e-7; all within tolerance";
+    assert!(shown.contains(said), "{shown}");
+
+    for r in result.rows.iter_mut().filter(|r| r.a == "hf" && r.b == "hf@latest") {
+        *r = row("hf", "hf@latest", r.layer.unwrap_or(0), 0, 0.0, Verdict::Pass);
+    }
+    assert!(table(&result).contains("against hf (hf 1.0): equal in every bit that was compared"));
+    result.rows.push(row("hf", "hf@latest", 1, 0, 0.5, Verdict::Fail));
+    assert!(
+        table(&result)
+            .contains("beyond tolerance first at h.1.attn.q (case hello, prefill), by 5.0e-1")
+    );
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The rows of a result, grouped for the eye: by checkpoint, then by kind of point, layers, steps and
 //! cases folded onto the worst of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::text::pattern;
 use llorch_trace::{Point, Stage};
 
+use crate::references::without_release;
 use crate::result::{Implementation, Row, RowKind, RunResult, Status, Verdict};
 use llorch_trace::points::CHECKPOINTS;
 use llorch_trace::protocol::Worth;
@@ -16,7 +17,8 @@ pub struct CheckpointView<'a> {
     pub name: &'static str,
     pub verdict: Verdict,
     pub lines: Vec<PointLine<'a>>,
-    /// References of each worth whose every row against the subject passed, at least one compared.
+    /// References of each worth whose every row against the subject passed, at least one compared. The
+    /// releases of one reference count once: they are no independent witnesses.
     pub semantics: usize,
     pub kernels: usize,
 }
@@ -61,7 +63,8 @@ fn checkpoint(result: &RunResult, number: u8) -> Option<CheckpointView<'_>> {
     let confirming = |worth: Worth| {
         let confirms =
             |i: &&Implementation| i.worth == Some(worth) && confirms(result, &rows, &i.name);
-        result.references().filter(confirms).count()
+        let names = result.references().filter(confirms).map(|i| without_release(&i.name));
+        names.collect::<BTreeSet<_>>().len()
     };
     Some(CheckpointView {
         number,

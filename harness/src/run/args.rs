@@ -67,9 +67,10 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
 
-    /// Compare with this reference: NAME, NAME:VARIANT, or NAME=COMMAND for any program that speaks
-    /// the adapter protocol; may be repeated [default: hf, tinygrad and candle]
-    #[arg(long = "ref", value_name = "NAME[:VARIANT]|NAME=COMMAND")]
+    /// Compare with this reference: NAME, NAME:VARIANT, either with @latest behind it for its newest
+    /// release instead of the pinned one (hf@latest), or NAME=COMMAND for any program that speaks the
+    /// adapter protocol; may be repeated [default: hf, tinygrad and candle]
+    #[arg(long = "ref", value_name = "NAME[:VARIANT][@latest]|NAME=COMMAND")]
     pub references: Vec<String>,
 
     /// The implementation under test: a command that speaks the adapter protocol, split into words

@@ -126,6 +126,7 @@ fn implementations(
             name: e.name.clone(),
             role: e.role,
             version: hello.map_or_else(String::new, |h| h.version.clone()),
+            lock_sha256: e.lock_sha256.clone(),
             worth: hello.map(|h| h.worth),
             status,
             reason,

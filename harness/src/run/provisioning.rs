@@ -35,7 +35,8 @@ impl Provisioning {
     /// First those that need nothing, then the others one after another.
     pub fn work(&self, references: &[Member], options: &ProvisionOptions) {
         let at_hand = ProvisionOptions { allow: false, quiet: true, ..*options };
-        for (i, member) in references.iter().enumerate() {
+        // (What `@latest` means now is not at hand, though an earlier one may be installed.)
+        for (i, member) in references.iter().enumerate().filter(|(_, m)| !m.is_newest()) {
             if let Ok(command) = member.command(&at_hand) {
                 self.set(i, Ok(command));
             }

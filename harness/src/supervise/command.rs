@@ -16,6 +16,8 @@ pub struct AdapterCommand {
     pub env: Vec<(String, String)>,
     /// Working directory; the harness's own where absent.
     pub cwd: Option<PathBuf>,
+    /// SHA-256 of the lock file that it was installed from.
+    pub lock_sha256: Option<String>,
 }
 
 /// Inherited variables that no child may see: each would make a pinned environment load code or
@@ -50,6 +52,7 @@ impl AdapterCommand {
             args: Vec::new(),
             env: Vec::new(),
             cwd: None,
+            lock_sha256: None,
         }
     }
 
