@@ -47,6 +47,7 @@ struct Trace;
 #[include = "nano/*"]
 #[include = "tokenizer/*"]
 #[include = "suites/*"]
+#[include = "nightly.toml"]
 #[allow_missing = true]
 struct Golden;
 

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
 use crate::{
-    adapters_cmd, bisect, dumps, golden, guides, invariants, judge_cmd, limits, merge, points_cmd,
-    report_cmd, run,
+    adapters_cmd, bisect, dumps, golden, guides, history, invariants, judge_cmd, limits, merge,
+    nightly, points_cmd, report_cmd, run,
 };
 
 const EXIT_CODES: &str = "\
@@ -49,6 +49,10 @@ pub enum Command {
     /// Join the parts of a run that was split with `run --partition`
     #[command(after_help = EXIT_CODES)]
     Merge(merge::Args),
+    History(history::Args),
+    /// Run a matrix of models, suites and references, and say what is new since the last night
+    #[command(after_help = EXIT_CODES)]
+    Nightly(nightly::Args),
     /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
     Limits(limits::Args),
     /// List the points that are compared, with checkpoint, shape, tolerance and recipe
@@ -70,6 +74,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Judge(args) => judge_cmd::run(args),
         Command::Report(args) => report_cmd::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Nightly(args) => nightly::run(args),
+        Command::History(args) => history::run(args),
         Command::Limits(args) => limits::run(args),
         Command::Points(args) => points_cmd::run(args),
         Command::Explain(args) => guides::explain::run(args),

@@ -42,5 +42,5 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     result.strategy = None;
     result.assessment = Some(assess(&result));
     args.shown.print(&Run { result: &result, dir: Some(&args.dir) })?;
-    Ok(args.shown.exit_code(result.verdict))
+    Ok(args.shown.exit_code(result.verdict, true))
 }

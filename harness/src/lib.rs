@@ -17,7 +17,8 @@
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it; [`guides`] says what to make of it;
 //! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
-//!    [`partition`] splits a run between machines and [`merge`] joins the parts;
+//!    [`partition`] splits a run between machines and [`merge`] joins the parts; [`history`] remembers runs,
+//!    with the kind of [`machine`]; [`nightly`] makes a matrix of them;
 //! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
 //!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
 
@@ -31,6 +32,7 @@ pub mod dumps;
 pub mod evidence;
 pub mod golden;
 pub mod guides;
+pub mod history;
 pub mod invariants;
 pub mod isolate;
 pub mod judge;
@@ -38,7 +40,9 @@ pub mod judge_cmd;
 pub mod limits;
 pub mod lineup;
 pub mod live;
+pub mod machine;
 pub mod merge;
+pub mod nightly;
 pub mod oracle;
 pub mod partition;
 pub mod plan;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::guides::assess::Assessment;
 use crate::guides::strategy::StrategyRecord;
 use crate::judge::Overrides;
+use crate::machine::Machine;
 use crate::oracle::BoundKind;
 use crate::partition::PartRecord;
 
@@ -25,6 +26,11 @@ pub struct RunResult {
     pub seconds: BTreeMap<String, f64>,
     pub command: Vec<String>,
     pub model: ModelRecord,
+    #[serde(default)]
+    pub means: Means,
+    /// On which it was made; absent where its parts were made on several kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     /// Subject first, then references in the order of the jury.
     pub implementations: Vec<Implementation>,
     pub cases: Vec<CaseRecord>,
@@ -110,6 +116,14 @@ pub enum Verdict {
     Warn,
     Fail,
     Error,
+}
+
+/// What implementations were told to compute with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Means {
+    /// `f32`, `f64`, `f16` or `bf16`.
+    pub dtype: String,
+    pub threads: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

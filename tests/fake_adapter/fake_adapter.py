@@ -85,6 +85,7 @@ MODES = {
     "nan": "puts a NaN in the middle",
     "inf": "puts an infinity in the middle",
     "wrong-value": "adds 0.5 to the element in the middle",
+    "other-bits": "adds 1e-7 to the element in the middle",
     "unknown-point": "sends a tensor for a point that doesn't exist",
     "unasked-point": "sends a tensor that nobody asked for",
     "wrong-step": "says a step that doesn't exist",
@@ -325,7 +326,7 @@ class Adapter:
                            if not fnmatch.fnmatchcase(point, self.options.only)]
         self.channel.send(
             type="hello", protocol=2 if self.has("wrong-version") else 1, name=self.options.name,
-            version="fake 1.0", worth=self.options.worth, capabilities=capabilities,
+            version=f"fake {self.options.release}", worth=self.options.worth, capabilities=capabilities,
             unsupported=unsupported, recipes={"*": "made up"}, deviations=[])
         if self.has("grandchild-at-end"):
             orphan()
@@ -456,6 +457,8 @@ class Adapter:
                 values[middle] = math.inf
             if has("wrong-value"):
                 values[middle] += 0.5
+            if has("other-bits"):
+                values[middle] += 1e-7
         if has("wrong-shape"):
             shape = [shape[0] + 1, *shape[1:]] if shape else [1]
             said["shape"] = list(shape)
@@ -497,6 +500,7 @@ def main():
     parser.add_argument("--only")
     parser.add_argument("--name", default="fake")
     parser.add_argument("--worth", default="semantics", choices=["semantics", "kernels"])
+    parser.add_argument("--release", default="1.0", help="the version that it says it has")
     parser.add_argument("--variant", help="taken and ignored, as real adapters take it")
     options = parser.parse_args()
     if options.mode == "list":

@@ -72,6 +72,8 @@ impl Place {
 pub fn diff() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llorch-diff"));
     command.env_remove("NO_COLOR").env_remove("COLUMNS").env_remove("LLORCH_CPUD");
+    // Runs of tests are nobody's history, unless a test says whose.
+    command.env("LLORCH_HISTORY", "none");
     command
 }
 

@@ -154,6 +154,8 @@ mod tests {
             recipes: BTreeMap::new(),
         };
         RunResult {
+            means: Default::default(),
+            machine: None,
             schema: SCHEMA.into(),
             verdict: RunVerdict::Fail,
             started: String::new(),

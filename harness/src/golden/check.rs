@@ -15,6 +15,7 @@ use crate::live::{Live, LiveError};
 use crate::provision::ProvisionOptions;
 use crate::report::Format;
 use crate::result::Verdict;
+use crate::run::means::Means;
 use crate::supervise::FailureKind;
 
 /// Check the engine against goldens and published answers.
@@ -36,6 +37,18 @@ pub struct Args {
     /// Never touch the network
     #[arg(long)]
     pub offline: bool,
+}
+
+impl Args {
+    /// The published answers on one model's weights.
+    pub fn of_model(model: &str, subject: Option<&str>, means: &Means) -> Args {
+        Args {
+            model: Some(model.into()),
+            format: Format::Table,
+            subject: subject.map(String::from),
+            offline: means.offline,
+        }
+    }
 }
 
 /// What stops the command, with its exit code.

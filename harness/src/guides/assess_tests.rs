@@ -64,6 +64,8 @@ fn result(kind: ModelKind, verdict: impl Fn(u8) -> Option<Verdict>) -> RunResult
     }
     let failed = rows.iter().any(|r| r.verdict == Verdict::Fail);
     RunResult {
+        means: Default::default(),
+        machine: None,
         schema: SCHEMA.into(),
         verdict: if failed { RunVerdict::Fail } else { RunVerdict::Pass },
         started: String::new(),

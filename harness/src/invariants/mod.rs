@@ -38,7 +38,7 @@ use crate::provision::ProvisionOptions;
 use crate::report::Style;
 use crate::result::Unchecked;
 use crate::run::args::suite;
-use crate::run::means::Means;
+use crate::run::means::{Means, Precision};
 use crate::run::progress::Progress;
 use crate::run::scout::Scout;
 use crate::run::{RunError, assemble};
@@ -67,6 +67,9 @@ pub struct Args {
     /// Form of what is printed on stdout
     #[arg(long, value_enum, default_value_t = Form::Text)]
     pub format: Form,
+
+    #[command(flatten)]
+    pub precision: Precision,
 
     #[command(flatten)]
     pub means: Means,
@@ -110,7 +113,8 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
             return Err(RunError::Usage(format!("failed to check {url}: {what}")));
         }
     };
-    let setup = Setup { dtype: means.dtype, threads: means.threads(), limits: means.limits() };
+    let setup =
+        Setup { dtype: args.precision.dtype, threads: means.threads(), limits: means.limits() };
     let (cases, left_out) = cases(&suite, &model, &command, &setup, &provision)?;
     let job = check::Job { command: &command, model_dir: &model.dir, cases: &cases, setup: &setup };
     let checked = match check::check(&job, &|line| progress.say(line)) {

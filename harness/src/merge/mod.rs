@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::guides::assess::assess;
+use crate::history::recording::{self, remember};
 use crate::judge::JudgeOptions;
+use crate::machine::Machine;
 use crate::report::{Run, Shown, target};
 use crate::result::RunResult;
 use crate::run::out_dir::OutDir;
@@ -33,10 +35,14 @@ pub struct Args {
     pub out: PathBuf,
 
     #[command(flatten)]
+    pub history: recording::Place,
+
+    #[command(flatten)]
     pub shown: Shown,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let history = args.history.to_record()?;
     let parts = parts::open(&args.dirs)?;
     let inside = |dir: &PathBuf| match (dir.canonicalize(), args.out.canonicalize()) {
         (Ok(dir), Ok(out)) => dir == out,
@@ -53,10 +59,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     join::copy_stderr(&parts, out.path())?;
     let (model, command) = (parts[0].result.model.clone(), command(&parts[0].result, args));
     let (started, seconds) = (started(&parts), seconds(&parts));
+    let (means, machine) = (parts[0].result.means.clone(), machine(&parts));
     let collected = join::join(parts, out.path())?;
     let options = JudgeOptions { values: args.shown.values, ..JudgeOptions::default() };
     let verdicts = collected_verdicts(&collected, &options);
-    let facts = assemble::Facts { model, started, seconds, command, partition: None };
+    let facts =
+        assemble::Facts { model, started, seconds, command, means, machine, partition: None };
     let mut result = assemble::result(&collected, verdicts, facts);
     result.assessment = Some(assess(&result));
     saved::write_evidence(out.path(), &collected)?;
@@ -64,12 +72,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let run = Run { result: &result, dir: Some(out.path()) };
     args.shown.print(&run)?;
     target::tell_github(&run, &args.shown.style())?;
-    Ok(args.shown.exit_code(result.verdict))
+    let remembered = remember(history.as_deref(), &result, &collected);
+    Ok(args.shown.exit_code(result.verdict, remembered))
 }
 
 /// When the first part began.
 fn started(parts: &[Part]) -> String {
     parts.iter().map(|p| p.result.started.clone()).min().unwrap_or_default()
+}
+
+/// The kind that all parts were made on, if it is one.
+fn machine(parts: &[Part]) -> Option<Machine> {
+    let first = parts[0].result.machine.clone()?;
+    parts.iter().all(|p| p.result.machine.as_ref() == Some(&first)).then_some(first)
 }
 
 /// What all parts took together: the time of one machine that had done them one after another.

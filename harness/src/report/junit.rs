@@ -16,19 +16,22 @@ pub struct Junit;
 
 impl Exporter for Junit {
     fn export(&self, run: &Run<'_>, _: &Style) -> anyhow::Result<String> {
-        let views = checkpoints(run.result);
         let mut report = Report::new("llorch-diff");
         let total =
             run.result.seconds.get("total").and_then(|s| Duration::try_from_secs_f64(*s).ok());
         if let Some(total) = total {
             report.set_time(total);
         }
-        report.add_test_suite(whole(run.result, &views));
-        for view in &views {
-            report.add_test_suite(suite(run.result, view));
-        }
+        report.add_test_suites(suites(run.result));
         Ok(report.to_string()?)
     }
+}
+
+/// The run's own suite, then one a checkpoint.
+pub fn suites(result: &RunResult) -> Vec<TestSuite> {
+    let views = checkpoints(result);
+    let of = |view: &CheckpointView<'_>| suite(result, view);
+    [whole(result, &views)].into_iter().chain(views.iter().map(of)).collect()
 }
 
 /// The run itself: its verdict must show even where nothing was compared.

@@ -191,7 +191,7 @@ fn row(out: &mut String, cells: &[String]) {
 }
 
 /// Text outside code: what would end a cell or begin emphasis.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     cell(text).replace('*', "\\*")
 }
 

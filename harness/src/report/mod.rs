@@ -9,13 +9,13 @@ mod failures;
 mod flow;
 pub(crate) mod github;
 mod heat;
-mod html;
+pub(crate) mod html;
 mod json;
 mod junit;
-mod markdown;
+pub(crate) mod markdown;
 pub(crate) mod numbers;
 mod releases;
-mod sentences;
+pub(crate) mod sentences;
 mod shown;
 mod stages;
 mod svg;
@@ -31,9 +31,11 @@ use std::path::Path;
 
 use crate::result::RunResult;
 
+pub(crate) use junit::suites as junit_suites;
 pub use numbers::{error, row_values, values};
 pub use sentences::{verdict_line, wrong};
 pub use shown::Shown;
+pub(crate) use svg::CSS as CHART_CSS;
 
 /// What commands print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

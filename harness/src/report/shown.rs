@@ -47,7 +47,12 @@ impl Shown {
         target::write_all(run, &self.report, &self.style())
     }
 
-    pub fn exit_code(&self, verdict: RunVerdict) -> ExitCode {
-        ExitCode::from(verdict.exit_code(self.deny_warnings))
+    /// That of the verdict. A run that passed and could not be remembered though that was asked for
+    /// is no success.
+    pub fn exit_code(&self, verdict: RunVerdict, remembered: bool) -> ExitCode {
+        match verdict.exit_code(self.deny_warnings) {
+            0 if !remembered => ExitCode::from(3),
+            code => ExitCode::from(code),
+        }
     }
 }

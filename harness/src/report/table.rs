@@ -13,7 +13,7 @@ use super::sentences::{
 };
 use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
 use super::{Exporter, Run, Style, stages};
-use crate::result::{CaseRecord, Role, Row, RunResult, Status, Verdict};
+use crate::result::{CaseRecord, Role, Row, RunResult, RunVerdict, Status, Verdict};
 
 /// The form that a terminal shows.
 pub struct Tables;
@@ -373,6 +373,15 @@ pub(crate) fn bold<S: AsRef<str>>(names: &[S], style: &Style) -> Vec<Cell> {
 
 fn colour(cell: Cell, colour: Color, style: &Style) -> Cell {
     if style.colour { cell.fg(colour) } else { cell }
+}
+
+pub(crate) fn run_verdict_cell(verdict: RunVerdict, style: &Style) -> Cell {
+    let cell = Cell::new(verdict.name());
+    match verdict {
+        RunVerdict::Pass => colour(cell, Color::Green, style),
+        RunVerdict::Warn | RunVerdict::Incomplete => colour(cell, Color::Yellow, style),
+        RunVerdict::Fail | RunVerdict::Error => colour(cell, Color::Red, style),
+    }
 }
 
 pub(crate) fn verdict_cell(verdict: Verdict, style: &Style) -> Cell {

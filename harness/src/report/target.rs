@@ -73,8 +73,13 @@ pub fn tell_github(run: &Run<'_>, style: &Style) -> anyhow::Result<()> {
     github::tell(run.result, &style, &mut std::io::stderr().lock())
 }
 
+/// Whether a file may be written there, as far as can be known beforehand.
+pub fn writable(path: &Path) -> Result<(), RunError> {
+    check(&[Target { format: ReportFormat::Json, path: path.to_path_buf() }])
+}
+
 /// Under another name first: nobody ever reads half a report.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));

@@ -53,6 +53,8 @@ fn row(a: &str, b: &str, layer: usize, step: usize, error: f64, verdict: Verdict
 
 fn result(rows: Vec<Row>, verdict: RunVerdict) -> RunResult {
     RunResult {
+        means: Default::default(),
+        machine: None,
         schema: SCHEMA.into(),
         verdict,
         started: "2026-01-01T00:00:00Z".into(),

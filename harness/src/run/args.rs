@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use llorch_trace::Dtype;
 
 use super::RunError;
-use super::means::Means;
+use super::means::{Means, Precision};
 use crate::guides::strategy::Strategy;
+use crate::history::recording;
+use crate::history::store::Store;
 use crate::isolate::Ask;
 use crate::isolate::args::IsolateArgs;
 use crate::lineup::{self, Member};
@@ -38,6 +40,9 @@ pub struct Args {
     /// What is given out to the parts
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = By::Case, requires = "partition")]
     pub partition_by: By,
+
+    #[command(flatten)]
+    pub history: recording::Place,
 
     #[command(flatten)]
     pub shown: Shown,
@@ -92,6 +97,9 @@ pub struct Common {
     pub jobs: NonZeroUsize,
 
     #[command(flatten)]
+    pub precision: Precision,
+
+    #[command(flatten)]
     pub means: Means,
 }
 
@@ -119,9 +127,19 @@ pub struct Request {
     pub strategy: Option<Strategy>,
     /// Where this is a part of a run.
     pub partition: Option<PartRecord>,
+    /// What does the same again.
+    pub command: Vec<String>,
 }
 
 impl Args {
+    /// The history that this run goes into. A part of a run and stages by themselves are no runs.
+    pub fn recorded(&self) -> Result<Option<Box<dyn Store>>, RunError> {
+        match self.partition.is_some() || self.isolate.isolate {
+            true => Ok(None),
+            false => self.history.to_record(),
+        }
+    }
+
     pub fn request(&self) -> Result<Request, RunError> {
         self.shown.check()?;
         let mut request = self.common.request(self.shown.values)?;
@@ -148,7 +166,7 @@ impl Common {
             fail_fast: self.fail_fast,
             jobs: self.jobs.get(),
             threads: self.means.threads(),
-            dtype: self.means.dtype,
+            dtype: self.precision.dtype,
             provision: self.means.provision(),
             limits: self.means.limits(),
             quiet: self.means.quiet,
@@ -156,6 +174,7 @@ impl Common {
             isolate: None,
             strategy: None,
             partition: None,
+            command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
         })
     }
 }

@@ -7,10 +7,11 @@ use llorch_models::{ResolvedModel, published};
 use super::RunError;
 use crate::evidence::Evidence;
 use crate::judge::{Overrides, Verdicts};
+use crate::machine::Machine;
 use crate::partition::PartRecord;
 use crate::result::{
-    CaseRecord, Implementation, ModelKind, ModelRecord, RunResult, RunVerdict, SCHEMA, Status,
-    Unchecked, UncheckedKind,
+    CaseRecord, Implementation, Means, ModelKind, ModelRecord, RunResult, RunVerdict, SCHEMA,
+    Status, Unchecked, UncheckedKind,
 };
 use crate::saved::Collected;
 
@@ -22,6 +23,9 @@ pub struct Facts {
     pub started: String,
     pub seconds: BTreeMap<String, f64>,
     pub command: Vec<String>,
+    pub means: Means,
+    /// None where the parts of a run were made on several kinds.
+    pub machine: Option<Machine>,
     /// Of a part of a run.
     pub partition: Option<PartRecord>,
 }
@@ -88,6 +92,8 @@ pub fn result(collected: &Collected, verdicts: Verdicts, facts: Facts) -> RunRes
         started: facts.started,
         seconds: facts.seconds,
         command: facts.command,
+        means: facts.means,
+        machine: facts.machine,
         model: facts.model,
         implementations: implementations(&collected.evidence, &verdicts.statuses),
         cases: cases(collected),

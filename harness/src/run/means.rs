@@ -1,4 +1,4 @@
-//! What a run may use: threads, a dtype, the network, time. Shared by the commands that start
+//! What a run may use: a dtype; threads, the network, time. Shared by the commands that start
 //! implementations.
 
 use std::num::NonZeroUsize;
@@ -10,14 +10,17 @@ use crate::provision::ProvisionOptions;
 use crate::supervise::Limits;
 
 #[derive(Debug, Clone, clap::Args)]
+pub struct Precision {
+    /// What is computed in: f32, f64, f16 or bf16
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
+    pub dtype: Dtype,
+}
+
+#[derive(Debug, Clone, clap::Args)]
 pub struct Means {
     /// Threads that each implementation computes with [default: all cores]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<NonZeroUsize>,
-
-    /// What is computed in: f32, f64, f16 or bf16
-    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
-    pub dtype: Dtype,
 
     /// Never touch the network
     #[arg(long)]

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 pub use args::{Args, Common};
 pub use error::RunError;
 
+use crate::history::recording::remember;
 use crate::report::{Run, target};
 use crate::result::{RunResult, Status};
 
@@ -34,12 +35,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         )
         .into());
     }
+    let history = args.recorded()?;
     let outcome = pipeline::execute(&request)?;
     let run = Run { result: &outcome.result, dir: Some(outcome.out.path()) };
     args.shown.print(&run)?;
     target::tell_github(&run, &args.shown.style())?;
     require_a_reference(&outcome.result)?;
-    Ok(args.shown.exit_code(outcome.result.verdict))
+    let remembered = remember(history.as_deref(), &outcome.result, &outcome.collected);
+    Ok(args.shown.exit_code(outcome.result.verdict, remembered))
 }
 
 /// Where no reference ran at all the environment is at fault, whatever else the result says.

@@ -22,10 +22,11 @@ use crate::guides::assess::assess;
 use crate::isolate::{Ask, Isolation, Source};
 use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
 use crate::lineup::{Contact, file_name};
+use crate::machine::Machine;
 use crate::oracle::{Oracle, Truth};
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
-use crate::result::{Role, RunResult, Unchecked, UncheckedKind, Verdict};
+use crate::result::{Means, Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
 use crate::served;
 use crate::supervise::{AdapterCommand, FailureKind, Limits, Session};
@@ -95,7 +96,9 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         model,
         started: rfc3339(started),
         seconds,
-        command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+        command: request.command.clone(),
+        means: Means { dtype: request.dtype.to_string(), threads: request.threads },
+        machine: Some(Machine::here()),
         partition: request.partition.clone(),
     };
     let mut result = assemble::result(&collected, verdicts, facts);

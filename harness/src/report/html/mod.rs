@@ -14,6 +14,8 @@ use llorch_trace::Point;
 use super::{Exporter, Run, Style};
 use crate::result::{RunVerdict, Verdict};
 
+pub const REPORT_CSS: &str = include_str!("../../../templates/report.css");
+
 pub struct Html;
 
 impl Exporter for Html {

@@ -105,7 +105,7 @@ impl<'a> Page<'a> {
             missing: u.kind == UncheckedKind::Missing,
         });
         Page {
-            css: include_str!("../../../templates/report.css"),
+            css: super::REPORT_CSS,
             chart_css: CSS,
             script: include_str!("../../../templates/report.js"),
             title: format!("{} · {subject} · {}", result.verdict.name(), result.model.name),

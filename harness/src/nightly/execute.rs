@@ -1,0 +1,255 @@
+//! One task of a night after another: run it, keep what people look at, remember it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
+
+use super::config::{Kind, Task};
+use super::outcome::Outcome;
+use crate::golden::check::{self, CheckError};
+use crate::history::diff::diff;
+use crate::history::read::History;
+use crate::history::record::Record;
+use crate::history::tell;
+use crate::plan::Filter;
+use crate::report::sentences::first_line;
+use crate::report::view::checkpoints;
+use crate::report::{ReportFormat, Run, Style, export, junit_suites, target};
+use crate::result::{RunVerdict, Unchecked, UncheckedKind, Verdict};
+use crate::run::args::Request;
+use crate::run::means::Means;
+use crate::run::{RunError, pipeline};
+use crate::saved;
+use crate::text::{rfc3339, shell_word};
+
+/// What all tasks of a night share.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    pub means: &'a Means,
+    /// The night's folder.
+    pub out: &'a Path,
+    /// Whether tensors stay there.
+    pub keep: bool,
+    /// The nights before.
+    pub past: &'a History,
+}
+
+/// A task's outcome, and what is to be remembered of it.
+pub fn execute(task: &Task, shared: &Shared<'_>) -> anyhow::Result<(Outcome, Record)> {
+    let (began, started) = (Instant::now(), rfc3339(SystemTime::now()));
+    let (mut outcome, mut record) = match &task.kind {
+        Kind::Run { .. } => run(task, shared, &started)?,
+        Kind::Published => published(task, shared, &started)?,
+    };
+    outcome.seconds = began.elapsed().as_secs_f64();
+    record.name = Some(task.name.clone());
+    outcome.record.clone_from(&record.id);
+    if let Some(old) = last(shared.past, &task.name) {
+        // The series of this run is in the past; itself is not.
+        let mut history =
+            History { place: String::new(), records: Vec::new(), skipped: Vec::new() };
+        history.records.clone_from(&shared.past.records);
+        history.records.push(record.clone());
+        let changes = diff(&history, old, &record);
+        outcome.news = tell::lines(&changes);
+        outcome.changes = Some(changes);
+    }
+    Ok((outcome, record))
+}
+
+/// The same task the last time.
+pub fn last<'a>(past: &'a History, name: &str) -> Option<&'a Record> {
+    past.records.iter().rev().find(|r| r.name.as_deref() == Some(name))
+}
+
+fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outcome, Record)> {
+    let place = Path::new("runs").join(&task.name);
+    let request = request(task, shared, &place)?;
+    let outcome = match pipeline::execute(&request) {
+        Ok(outcome) => outcome,
+        Err(error) => return Ok(not_run(task, &error, started)),
+    };
+    let dir = shared.out.join(&place);
+    fs::create_dir_all(&dir)?;
+    let result = &outcome.result;
+    let seen = Run { result, dir: Some(outcome.out.path()) };
+    let page = export(&seen, ReportFormat::Html, &Style::default())?;
+    target::write(&dir.join("index.html"), &page)?;
+    if !shared.keep {
+        saved::write_result(&dir, result)?;
+        keep_stderr(outcome.out.path(), &dir)?;
+    }
+    let record = Record::new(result, &outcome.collected.evidence);
+    let missing = |u: &&Unchecked| u.kind == UncheckedKind::Missing;
+    let failures = result.odd.iter().map(crate::report::wrong).collect::<Vec<_>>();
+    let made = Outcome {
+        name: task.name.clone(),
+        model: task.model.clone(),
+        implementations: result.implementations.iter().map(|i| i.name.clone()).collect(),
+        verdict: result.verdict,
+        says: first_line(result, &checkpoints(result)),
+        unchecked: result.unchecked.iter().filter(missing).cloned().collect(),
+        failures,
+        seconds: 0.0,
+        record: String::new(),
+        changes: None,
+        news: Vec::new(),
+        report: Some(path(&place.join("index.html"))),
+        result: Some(path(&place.join(saved::RESULT))),
+        suites: junit_suites(result),
+    };
+    Ok((made, record))
+}
+
+/// As it stands in a URL.
+fn path(of: &Path) -> String {
+    let parts: Vec<_> = of.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
+}
+
+fn request(task: &Task, shared: &Shared<'_>, place: &Path) -> Result<Request, RunError> {
+    let Kind::Run { suite, dtype, references, checkpoints } = &task.kind else {
+        return Err(RunError::Usage(format!("{} is no run", task.name)));
+    };
+    let mut command: Vec<String> = ["llorch-diff", "run", "--model"].map(String::from).to_vec();
+    command.push(task.model.clone());
+    let mut say = |flag: &str, value: &str| command.extend([flag.to_string(), value.to_string()]);
+    if !suite.is_canonical() {
+        say("--suite", &suite.name);
+    }
+    if dtype.to_string() != "f32" {
+        say("--dtype", &dtype.to_string());
+    }
+    references.iter().for_each(|name| say("--ref", name));
+    checkpoints.iter().for_each(|name| say("--checkpoint", name));
+    task.subject.iter().for_each(|subject| say("--subject", subject));
+    llorch_models::errln!(
+        "{}: {}",
+        task.name,
+        command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
+    );
+    Ok(Request {
+        model: task.model.clone(),
+        filter: Filter::new(checkpoints, &[])?,
+        suite: suite.clone(),
+        subject: crate::lineup::subject(task.subject.as_deref())?,
+        references: crate::lineup::references(references)?,
+        out: shared.keep.then(|| shared.out.join(place)),
+        fail_fast: false,
+        jobs: 1,
+        threads: shared.means.threads(),
+        dtype: *dtype,
+        provision: shared.means.provision(),
+        limits: shared.means.limits(),
+        quiet: shared.means.quiet,
+        values: 0,
+        isolate: None,
+        strategy: None,
+        partition: None,
+        command,
+    })
+}
+
+/// What implementations said on stderr explains what they did not do.
+fn keep_stderr(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_string_lossy().ends_with(".stderr.txt") {
+            fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Something that could not be run: INCOMPLETE where the environment is at fault, else ERROR.
+fn not_run(task: &Task, error: &RunError, started: &str) -> (Outcome, Record) {
+    let verdict = match error {
+        RunError::Environment(_) => RunVerdict::Incomplete,
+        RunError::Usage(_) | RunError::Subject(_) => RunVerdict::Error,
+    };
+    let reason = error.to_string();
+    let unchecked = vec![Unchecked {
+        what: task.name.clone(),
+        kind: UncheckedKind::Missing,
+        reason: reason.clone(),
+    }];
+    without_figures(task, verdict, reason, unchecked, Vec::new(), started)
+}
+
+fn without_figures(
+    task: &Task,
+    verdict: RunVerdict,
+    says: String,
+    unchecked: Vec<Unchecked>,
+    failures: Vec<String>,
+    started: &str,
+) -> (Outcome, Record) {
+    let mut record = Record::without_figures(&task.name, &task.model, verdict, started.to_string());
+    record.unchecked.clone_from(&unchecked);
+    record.failures.clone_from(&failures);
+    let outcome = Outcome {
+        name: task.name.clone(),
+        model: task.model.clone(),
+        implementations: Vec::new(),
+        verdict,
+        says,
+        unchecked,
+        failures,
+        seconds: 0.0,
+        record: String::new(),
+        changes: None,
+        news: Vec::new(),
+        report: None,
+        result: None,
+        suites: Vec::new(),
+    };
+    (outcome, record)
+}
+
+/// The published answers on these weights.
+fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outcome, Record)> {
+    llorch_models::errln!("{}: llorch-diff golden check --model {}", task.name, task.model);
+    let asked = check::Args::of_model(&task.model, task.subject.as_deref(), shared.means);
+    let result = match check::check(&asked) {
+        Ok(result) => result,
+        Err(error) => {
+            let error = match error {
+                CheckError::Subject(_) => RunError::Usage(error.to_string()),
+                CheckError::Live(_) => RunError::Subject(error.to_string()),
+                _ => RunError::Environment(error.to_string()),
+            };
+            return Ok(not_run(task, &error, started));
+        }
+    };
+    let place = Path::new("runs").join(&task.name);
+    let dir: PathBuf = shared.out.join(&place);
+    fs::create_dir_all(&dir)?;
+    let text = serde_json::to_string_pretty(&result)? + "\n";
+    target::write(&dir.join("golden.json"), &text)?;
+    let of = |verdict: Verdict| result.published.iter().filter(move |a| a.verdict == verdict);
+    let unchecked = of(Verdict::Unchecked).map(|a| Unchecked {
+        what: format!("published answer {}", a.id),
+        kind: UncheckedKind::Missing,
+        reason: a.reason.clone(),
+    });
+    let wrong = [Verdict::Fail, Verdict::Error].into_iter().flat_map(of);
+    let failures = wrong.map(|a| match a.worst() {
+        Some(c) => format!("{}: {} is {}; published {}", a.id, c.what, c.found, c.expected),
+        None => format!("{}: {}", a.id, a.reason),
+    });
+    let (unchecked, failures) = (unchecked.collect::<Vec<_>>(), failures.collect::<Vec<_>>());
+    let agreed = of(Verdict::Pass).count() + of(Verdict::Warn).count();
+    let says = format!(
+        "{} · {agreed} of {} published answers, {} wrong, {} UNCHECKED",
+        result.verdict.name(),
+        result.published.len(),
+        failures.len(),
+        unchecked.len()
+    );
+    let (mut outcome, record) =
+        without_figures(task, result.verdict, says, unchecked, failures, started);
+    outcome.result = Some(path(&place.join("golden.json")));
+    outcome.suites = vec![super::junit::answers(&result)];
+    Ok((outcome, record))
+}
