@@ -2,10 +2,15 @@
 
 use std::io::{BufReader, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use llorch_models::progress::{self, Progress};
 use llorch_models::{ResolveOptions, ResolvedModel};
+
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
 use crate::generate::{Options, generate};
@@ -30,6 +35,10 @@ const EXIT_CODES: &str = "Exit codes:
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Say nothing on standard error but errors
+    #[arg(long, short, global = true)]
+    quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -148,12 +157,16 @@ struct InspectArgs {
 
 /// Runs the program and says how it ended.
 pub fn run() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = Cli::parse();
+    progress::set_quiet(cli.quiet);
+    let outcome = match cli.command {
         Command::Generate(args) => run_generate(args).map(|()| 0),
         Command::Serve(args) => server::run(args),
         Command::Inspect(args) => run_inspect(args).map(|()| 0),
         Command::Trace => run_trace().map(|()| 0),
     };
+    // A daemon that is stopped while it loads leaves its work undone.
+    progress::close();
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -171,6 +184,7 @@ fn run_trace() -> Result<()> {
 }
 
 fn run_inspect(args: InspectArgs) -> Result<()> {
+    on_interrupt();
     let options = ResolveOptions {
         offline: args.offline,
         revision: args.revision,
@@ -183,8 +197,9 @@ fn run_inspect(args: InspectArgs) -> Result<()> {
 }
 
 fn run_generate(args: GenerateArgs) -> Result<()> {
+    on_interrupt();
     let resolved = args.model.resolve()?;
-    let model = Model::load(&resolved.dir, args.model.threads)?;
+    let model = load(&resolved.name, &resolved.dir, args.model.threads)?;
     let needs_text = args.prompt.is_some() || !args.print_ids;
     let tokenizer = if needs_text { Some(Tokenizer::load(&resolved.dir)?) } else { None };
     let prompt = match (&args.prompt, args.ids, &tokenizer) {
@@ -243,6 +258,25 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Loads a model, and tells that it does where that takes long.
+pub fn load(name: &str, dir: &Path, threads: usize) -> Result<Model> {
+    let _bar = Progress::new(false).open(name, "loading the model");
+    Model::load(dir, threads)
+}
+
+/// Ctrl-C ends the program as ever, but no half a progress bar stays behind.
+fn on_interrupt() {
+    // Without the handler the system ends the program, which is nearly as good.
+    if let Ok(mut signals) = Signals::new([SIGINT]) {
+        let wait = move || {
+            if signals.forever().next().is_some() {
+                progress::leave("\ninterrupted", 128 + SIGINT);
+            }
+        };
+        let _ = std::thread::Builder::new().name("interrupt".into()).spawn(wait);
+    }
 }
 
 /// Writes to standard output at once; false if whoever read it is gone (`| head`).

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use comfy_table::{ContentArrangement, Table, presets};
 
+use llorch_models::progress::Progress;
+
 use crate::provision::disk::human_bytes;
 use crate::provision::doctor::{self, State};
 use crate::provision::newest;
@@ -189,8 +191,10 @@ fn setup(args: &SetupArgs) -> u8 {
 
 fn examine() -> u8 {
     let provisioner = Provisioner::new(ProvisionOptions::default());
+    let bar = Progress::new(false).open("", "examining this machine");
     let checks =
-        doctor::examine(&provisioner, &mut |check| llorch_models::errln!("checked {}", check.what));
+        doctor::examine(&provisioner, &mut |check| bar.say(&format!("checked {}", check.what)));
+    drop(bar);
     let mut table = table(&["", "what", "found", "to mend it"]);
     for check in &checks {
         let sign = match check.state {

@@ -29,6 +29,10 @@ Exit codes:
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+
+    /// Say nothing on stderr but errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,6 +70,7 @@ pub enum Command {
 
 /// Runs the command; errors are told on stderr.
 pub fn main(cli: Cli) -> ExitCode {
+    llorch_models::progress::set_quiet(cli.quiet);
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Bisect(args) => bisect::run(args),

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use llorch_models::progress::Progress;
+
 use crate::guides::assess::assess;
 use crate::judge::{JudgeOptions, Override, Overrides};
 use crate::report::{Run, Shown};
@@ -33,6 +35,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = JudgeOptions {
         values: args.shown.values,
         tolerances: tolerances.clone(),
+        progress: Progress::new(false),
         ..Default::default()
     };
     let verdicts = collected_verdicts(&collected, &options);

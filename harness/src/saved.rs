@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llorch_models::ResolveOptions;
+use llorch_models::progress::Progress;
 use llorch_trace::bundle::Manifest;
 use llorch_trace::protocol::HelloResponse;
 use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
@@ -133,8 +134,11 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
     });
     let plan =
         Plan { model_dir: saved.model_dir, dims, cases: cases.collect(), points: saved.points };
+    let bar = Progress::new(false).steps("reading", "implementation", saved.implementations.len());
     let mut evidence = Vec::new();
-    for one in saved.implementations {
+    for (n, one) in saved.implementations.into_iter().enumerate() {
+        bar.set(n as u64);
+        bar.detail(&one.name);
         let bundle =
             one.bundle.as_ref().map(|name| whole(&dir.join(file_name(name)))).transpose()?;
         evidence.push(Evidence {

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::{Bar, Progress};
 use llorch_trace::Stage;
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ pub fn ask(
     command: &AdapterCommand,
     name: &str,
     settings: &Settings<'_>,
-    say: &dyn Fn(&str),
+    progress: &Progress,
 ) -> Option<Served> {
     let wanted = Wanted::of(settings);
     if !wanted.tokens && !wanted.generation {
@@ -31,19 +32,20 @@ pub fn ask(
     }
     let began = Instant::now();
     let mut served = Served::default();
+    let bar = bar(progress, name, settings);
     let stderr_file = settings.out.join(format!("{}.serve.stderr.txt", file_name(name)));
-    if let Err(fault) = talk(command, settings, &stderr_file, wanted, &mut served) {
-        say(&format!("{name}: daemon: {fault}"));
+    if let Err(fault) = talk(command, settings, &stderr_file, wanted, &mut served, &bar) {
+        progress.say(&format!("{name}: daemon: {fault}"));
         served.fault = Some(fault);
     } else {
         let (n, took) = (settings.plan.cases.len(), began.elapsed().as_secs_f64());
-        say(&format!("{name}: daemon: {} over HTTP in {took:.1} s", count(n, "case")));
+        progress.say(&format!("{name}: daemon: {} over HTTP in {took:.1} s", count(n, "case")));
     }
     Some(served)
 }
 
 /// A running daemon as the subject: tokens and generation, the rest it can't show by its nature.
-pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str)) -> Evidence {
+pub fn collect(url: &str, name: &str, settings: &Settings<'_>, progress: &Progress) -> Evidence {
     let began = Instant::now();
     let mut evidence = empty(name, Role::Subject);
     let client = Client::new(url, settings.limits.case);
@@ -60,10 +62,13 @@ pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str
     let mut served = Served::default();
     let fault = |kind, message| Fault { case: None, step: None, point: None, kind, message };
     evidence.faults.push(fault(FaultKind::Unsupported, "a daemon shows no tensors".into()));
-    match client.ask(&settings.plan.cases, Wanted::of(settings), &mut served) {
-        Ok(()) => say(&format!("{name}: {} over HTTP", count(settings.plan.cases.len(), "case"))),
+    let bar = bar(progress, name, settings);
+    match client.ask(&settings.plan.cases, Wanted::of(settings), &mut served, &bar) {
+        Ok(()) => {
+            progress.say(&format!("{name}: {} over HTTP", count(settings.plan.cases.len(), "case")))
+        }
         Err(reason) => {
-            say(&format!("{name}: {reason}"));
+            progress.say(&format!("{name}: {reason}"));
             evidence.faults.push(fault(FaultKind::Process, reason.clone()));
             served.fault = Some(reason);
         }
@@ -72,6 +77,14 @@ pub fn collect(url: &str, name: &str, settings: &Settings<'_>, say: &dyn Fn(&str
     evidence.served = Some(served);
     evidence.seconds = began.elapsed().as_secs_f64();
     evidence
+}
+
+/// What is told while a daemon is asked.
+fn bar(progress: &Progress, name: &str, settings: &Settings<'_>) -> Bar {
+    let what = format!("{name}: daemon");
+    let bar = progress.steps(&what, "case", settings.plan.cases.len());
+    bar.doing("loading the model");
+    bar
 }
 
 /// The points of the plan that a daemon can answer for.
@@ -94,6 +107,7 @@ fn talk(
     stderr_file: &Path,
     wanted: Wanted,
     served: &mut Served,
+    bar: &Bar,
 ) -> Result<(), String> {
     let command = command
         .clone()
@@ -115,7 +129,7 @@ fn talk(
             Health::Loading | Health::Unreachable(_) => None,
         })
         .map_err(|failure| format!("the daemon: {failure}"))??;
-    client.ask(&settings.plan.cases, wanted, served)?;
+    client.ask(&settings.plan.cases, wanted, served, bar)?;
     let finished = service.stop();
     match finished.exit {
         Some(exit) if exit.success() && finished.forced != Forced::Kill => Ok(()),
@@ -151,8 +165,16 @@ impl Client {
         Client { agent: config.build().into(), base: base.to_string() }
     }
 
-    fn ask(&self, cases: &[Case], wanted: Wanted, served: &mut Served) -> Result<(), String> {
-        for case in cases {
+    fn ask(
+        &self,
+        cases: &[Case],
+        wanted: Wanted,
+        served: &mut Served,
+        bar: &Bar,
+    ) -> Result<(), String> {
+        for (n, case) in cases.iter().enumerate() {
+            bar.set(n as u64);
+            bar.detail(&case.name);
             if let (true, Some(prompt)) = (wanted.tokens, &case.prompt) {
                 served.tokens.insert(case.name.clone(), self.tokenize(prompt)?);
             }

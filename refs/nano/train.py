@@ -4,7 +4,7 @@
     python train.py DATA_DIR OUT_DIR --steps 6000      schedule by steps
 
 DATA_DIR is what prepare.py wrote. OUT_DIR gets config.json and model.safetensors
-(F16) every few minutes and at the end, and log.jsonl.
+(F16) every few minutes and at the end, and log.jsonl; stderr says how far it is.
 
 Two things make a token cheap enough for one processor core. The loss of most
 positions is a sampled softmax: its classes are the batch's own targets and a few
@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from progress import Progress
 
 VOCABULARY = 50257
 
@@ -113,12 +115,13 @@ class Muon:
 
 
 @torch.no_grad()
-def held_out_loss(model, tokens, length=256, stride=256, limit=None):
+def held_out_loss(model, tokens, length=256, stride=256, limit=None, tell=lambda fraction: None):
     """Mean nats a token over consecutive windows, every token but the first predicted once."""
     model.eval()
     total = count = 0
-    starts = range(0, len(tokens) - 1, stride)
-    for start in list(starts)[:limit]:
+    starts = list(range(0, len(tokens) - 1, stride))[:limit]
+    for n, start in enumerate(starts):
+        tell(n / len(starts))
         window = torch.from_numpy(tokens[start:start + length + 1].astype(np.int64))[None]
         if window.shape[1] < 2:
             break
@@ -207,42 +210,47 @@ def main():
     start = last_save = last_log = time.monotonic()
     step = tokens = 0
     running = []
-    for inputs, targets in batches(train, args.batch, args.length, generator):
-        elapsed = time.monotonic() - start
-        progress = step / args.steps if args.steps else elapsed / (args.minutes * 60)
-        if progress >= 1:
-            break
-        scale = min(1.0, progress / args.warmup + 0.01) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        for optimizer, rate in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not args.f32):
-            hidden = model.transformer(inputs, use_cache=False).last_hidden_state
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        shuffled = torch.randperm(targets.numel())
-        exact = args.exact_end if progress > 0.9 else args.exact
-        loss = loss_of(hidden[shuffled], targets[shuffled], model.transformer.wte.weight, exact)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, _ in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        step += 1
-        tokens += targets.numel()
-        running.append(loss.item())
-        now = time.monotonic()
-        if now - last_log > 30:
-            record = {"step": step, "tokens": tokens, "epochs": round(tokens / len(train), 3),
-                      "progress": round(progress, 4), "seconds": round(now - start, 1), "loss": round(np.mean(running), 4)}
-            running, last_log = [], now
-            if now - last_save > 240:
-                record["held_out_sample"] = round(held_out_loss(model, held_out, limit=64), 4)
-                save(model, args.out)
-                last_save = now
-            print(json.dumps(record), file=log, flush=True)
+    with Progress("training nano") as shown:
+        for inputs, targets in batches(train, args.batch, args.length, generator):
+            elapsed = time.monotonic() - start
+            progress = step / args.steps if args.steps else elapsed / (args.minutes * 60)
+            if progress >= 1:
+                break
+            scale = min(1.0, progress / args.warmup + 0.01) * (0.5 + 0.5 * math.cos(math.pi * progress))
+            for optimizer, rate in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * scale
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not args.f32):
+                hidden = model.transformer(inputs, use_cache=False).last_hidden_state
+            hidden = hidden.reshape(-1, hidden.shape[-1])
+            shuffled = torch.randperm(targets.numel())
+            exact = args.exact_end if progress > 0.9 else args.exact
+            loss = loss_of(hidden[shuffled], targets[shuffled], model.transformer.wte.weight, exact)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, _ in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            tokens += targets.numel()
+            running.append(loss.item())
+            shown.tell(progress, f"step {step}, loss {running[-1]:.3f}")
+            now = time.monotonic()
+            if now - last_log > 30:
+                record = {"step": step, "tokens": tokens, "epochs": round(tokens / len(train), 3),
+                          "progress": round(progress, 4), "seconds": round(now - start, 1), "loss": round(np.mean(running), 4)}
+                running, last_log = [], now
+                if now - last_save > 240:
+                    record["held_out_sample"] = round(held_out_loss(model, held_out, limit=64), 4)
+                    save(model, args.out)
+                    last_save = now
+                print(json.dumps(record), file=log, flush=True)
     save(model, args.out)
+    seconds = round(time.monotonic() - start, 1)
+    with Progress("loss on held-out text") as shown:
+        loss = held_out_loss(model, held_out, tell=shown.tell)
     record = {"step": step, "tokens": tokens, "epochs": round(tokens / len(train), 3),
-              "seconds": round(time.monotonic() - start, 1), "held_out": round(held_out_loss(model, held_out), 4),
+              "seconds": seconds, "held_out": round(loss, 4),
               "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()
                             if k not in ("data", "out")}}
     print(json.dumps(record), file=log, flush=True)

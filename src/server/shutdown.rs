@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use llorch_models::progress::Progress;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -29,7 +30,7 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         done = &mut served => return done.map(|()| 0),
-        () = signal()? => llorch_models::errln!("stopping: finishing what was accepted"),
+        () = signal()? => Progress::new(false).say("stopping: finishing what was accepted"),
         code = failed(&worker) => return Ok(code),
     }
     let _ = announce.send(true);

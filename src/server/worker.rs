@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
+use llorch_models::progress::Progress;
 use tokio::sync::{mpsc, watch};
 
 use super::stop::StopMatcher;
 use super::{Loaded, ServeArgs};
+use crate::cli::load as load_model;
 use crate::error::{Error, Result};
 use crate::generate::{Finish, Options, generate};
 use crate::model::Model;
@@ -153,7 +155,8 @@ fn work(
         Ok((model, tokenizer, info)) => {
             let tokenizer = Arc::new(tokenizer);
             let _ = state.set(Ok(Ready { info, tokenizer: tokenizer.clone() }));
-            llorch_models::errln!("{} is ready, {} threads", args.model.model, model.threads());
+            let (name, threads) = (&args.model.model, model.threads());
+            Progress::new(false).say(&format!("{name} is ready, {threads} threads"));
             (model, tokenizer)
         }
         Err(e) => {
@@ -178,7 +181,7 @@ fn work(
 
 fn load(args: &ServeArgs, dir: &Path) -> Result<(Model, Tokenizer, Loaded)> {
     let tokenizer = Tokenizer::load(dir)?;
-    let model = Model::load(dir, args.model.threads)?;
+    let model = load_model(&args.model.model, dir, args.model.threads)?;
     let config = model.config();
     let info = Loaded {
         n_positions: config.n_positions,

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use data::{Bug, Cause};
 use llorch_diff::oracle::Oracle;
+use llorch_models::progress::Progress;
 use serde_json::Value;
 
 use crate::run_support::seeded::bug_adapter;
@@ -59,7 +60,14 @@ impl Bench {
 
     /// Bisects every bug. Below the limit, nothing has to be found.
     pub fn try_all(&self, bugs: Vec<Bug>) -> Vec<Outcome> {
-        side_by_side(&bugs, |bug| self.bisect(bug))
+        let bar = Progress::new(false).steps("seeded bugs", "bug", bugs.len());
+        bar.set(0);
+        side_by_side(&bugs, |bug| {
+            bar.detail(&bug.name());
+            let outcome = self.bisect(bug);
+            bar.add(1);
+            outcome
+        })
     }
 
     fn bisect(&self, bug: &Bug) -> Outcome {

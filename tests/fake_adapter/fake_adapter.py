@@ -350,6 +350,7 @@ class Adapter:
         self.channel.send(type="tokens", id=message["id"], ids=ids)
 
     def run(self, message):
+        time.sleep(self.options.pause)
         self.runs += 1
         self.before_run(message)
         for kind in ("unsupported", "input", "resource", "internal"):
@@ -501,6 +502,7 @@ def main():
     parser.add_argument("--name", default="fake")
     parser.add_argument("--worth", default="semantics", choices=["semantics", "kernels"])
     parser.add_argument("--release", default="1.0", help="the version that it says it has")
+    parser.add_argument("--pause", type=float, default=0, help="seconds to think before each run")
     parser.add_argument("--variant", help="taken and ignored, as real adapters take it")
     options = parser.parse_args()
     if options.mode == "list":

@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod reported;
 pub mod seeded;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -6,6 +6,7 @@
 
 use crate::FileHash;
 use crate::error::ModelError;
+use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, Metadata};
@@ -13,15 +14,34 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Fewer bytes are hashed before anybody could read about it.
+const TAKES_A_WHILE: u64 = 100_000_000;
+
 /// sha256 of a file's content, as lower-case hexadecimal.
 pub fn sha256_file(path: &Path) -> io::Result<String> {
+    sha256_telling(path, |_| {})
+}
+
+/// The same with progress, for files that may be large.
+pub(crate) fn sha256_shown(path: &Path) -> io::Result<String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let bytes = fs::metadata(path)?.len();
+    let bar = Progress::new(bytes < TAKES_A_WHILE).bytes(&format!("hashing {name}"), bytes);
+    bar.set(0);
+    sha256_telling(path, |read| bar.add(read as u64))
+}
+
+fn sha256_telling(path: &Path, tell: impl Fn(usize)) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
+            n => {
+                hasher.update(&buffer[..n]);
+                tell(n);
+            }
         }
     }
 }
@@ -75,7 +95,7 @@ pub(crate) fn hash_file(dir: &Path, name: &str, cache: &Path) -> Result<FileHash
     {
         return Ok(FileHash { name: name.to_owned(), bytes: stamp.bytes, sha256: stamp.sha256 });
     }
-    let sha256 = sha256_file(&real).map_err(ModelError::io("read", &path))?;
+    let sha256 = sha256_shown(&real).map_err(ModelError::io("read", &path))?;
     if is_settled(&metadata) {
         // A cache that can't be written costs time, never the answer.
         let _ = remember(&stamp_file, &Stamp::of(&metadata, sha256.clone()));

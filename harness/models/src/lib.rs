@@ -14,16 +14,15 @@
 //!
 //! In reading order: [`name`] (which of these a name is), [`published`] (what counts as real),
 //! [`nano`], [`folder`], [`hub`], [`synth`]; under them `cache` (publishing folders so that two processes and a Ctrl-C do no harm),
-//! `hash` (sha256, remembered per file), `progress`, and [`error`].
+//! `hash` (sha256, remembered per file), [`progress`], and [`error`].
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr. A reader that has gone is no reason to fail.
+/// Writes a line to stderr, which no progress bar tears. A reader that has gone is no reason to fail.
 #[macro_export]
 macro_rules! errln {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        $crate::progress::line(format_args!($($text)*))
+    };
 }
 
 mod cache;
@@ -33,7 +32,7 @@ mod hash;
 pub mod hub;
 pub mod name;
 pub mod nano;
-mod progress;
+pub mod progress;
 pub mod published;
 pub mod synth;
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use llorch_models::progress::{Bar, Progress, is_quiet};
+
 use super::{Args, Form, tell};
 use crate::run::RunError;
 use crate::supervise::{
@@ -44,20 +46,31 @@ pub fn run(args: &Args, range: &str) -> anyhow::Result<ExitCode> {
     let worktree = Worktree::add(&here, &bad)?;
     let answers = tempfile::Builder::new().prefix("llorch-commits-").tempdir()?;
     let _cleanup = remove_on_interrupt(answers.path());
-    let search = Search { args, worktree: &worktree, answers: answers.path() };
+    let between: usize = worktree
+        .git(&["rev-list", "--count", &format!("{good}..{bad}")])?
+        .parse()
+        .unwrap_or_default();
+    // Both ends, and between them half of what is left with each.
+    let steps = 2 + between.checked_ilog2().map_or(0, |halvings| halvings as usize);
+    let bar = Progress::new(false).steps("bisect of commits", "commit", steps);
+    let mut search = Search { args, worktree: &worktree, answers: answers.path(), bar: Some(bar) };
 
     // The ends first: git takes the user's word for them.
+    search.tell(0);
     match search.one()? {
         1 => {}
         code => return Err(unlike("bad", &here.told(&bad)?, code, args)),
     }
     worktree.git(&["checkout", "--quiet", "--detach", &good])?;
+    search.tell(1);
     match search.one()? {
         0 => {}
         code => return Err(unlike("good", &here.told(&good)?, code, args)),
     }
     worktree.git(&["bisect", "start", &bad, &good])?;
+    search.tell(2);
     let ended = search.all();
+    search.bar = None;
     let first = worktree.git(&["rev-parse", "refs/bisect/bad"])?;
     if let Err(failure) = ended {
         return search.open(&here, &failure, &first);
@@ -211,6 +224,8 @@ struct Search<'a> {
     args: &'a Args,
     worktree: &'a Worktree<'a>,
     answers: &'a Path,
+    /// While it goes on.
+    bar: Option<Bar>,
 }
 
 impl Search<'_> {
@@ -219,7 +234,9 @@ impl Search<'_> {
         let program = std::env::current_exe()?.to_string_lossy().into_owned();
         let mut words = vec![program, "bisect".to_string()];
         words.push(format!("--as-commit={}", self.answers.display()));
-        words.extend(passed_on(std::env::args().skip(2)));
+        let mine = std::env::args().skip_while(|word| word != "bisect").skip(1);
+        words.extend(is_quiet().then(|| "--quiet".to_string()));
+        words.extend(passed_on(mine));
         words.push("--".into());
         words.extend(self.args.build.iter().cloned());
         Ok(words)
@@ -230,6 +247,12 @@ impl Search<'_> {
         let program = words.next().unwrap_or_default();
         let folder = self.worktree.tree().join(&self.worktree.repository.prefix);
         AdapterCommand::new(name, program).args(words).cwd(folder)
+    }
+
+    fn tell(&self, tested: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set(tested);
+        }
     }
 
     /// The exit code for the commit that is checked out.
@@ -252,10 +275,13 @@ impl Search<'_> {
     }
 
     fn tool(&self, command: &AdapterCommand) -> Result<(), ToolFailure> {
-        let quiet = self.args.common.means.quiet;
         let mut say = |event: ToolEvent<'_>| {
-            if let (ToolEvent::Line(line), false) = (event, quiet) {
-                llorch_models::errln!("{}", line.trim_end());
+            let ToolEvent::Line(line) = event else { return };
+            let Some(bar) = &self.bar else { return };
+            bar.say(line.trim_end());
+            // Git's word when it has chosen the next commit.
+            if line.starts_with("Bisecting: ") {
+                bar.add(1);
             }
         };
         run_tool_with(command, ALL, None, &mut say).map(|_| ())
@@ -336,6 +362,8 @@ fn passed_on(words: impl Iterator<Item = String>) -> Vec<String> {
             _ => (word.clone(), None),
         };
         match name.as_str() {
+            // Passed on once, wherever it stood.
+            "--quiet" | "-q" => {}
             "--commits" | "--out" => {
                 if value.is_none() {
                     words.next();

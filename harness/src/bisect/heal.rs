@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use llorch_models::progress::Progress;
 use llorch_trace::files::write_npy;
 use llorch_trace::protocol::Inject;
 use llorch_trace::{Dtype, Point, Stage, Tensor};
@@ -36,9 +37,13 @@ pub fn heal(
     causes: &mut Vec<Cause>,
     surgery: &Surgery<'_>,
 ) -> Result<(), String> {
+    let progress = Progress::new(false);
     let mut at = 0;
     while at < causes.len().min(MOST) {
         if can_be_healed(&causes[at]) {
+            let bar = progress.steps("healing", "cause", causes.len().min(MOST));
+            bar.set(at as u64);
+            bar.detail(&causes[at].point().to_string());
             let new = heal_one(run, causes, at, surgery)?;
             let rest = causes.split_off(at + 1);
             let mut behind = [rest, new].concat();
@@ -167,7 +172,7 @@ fn again(
         isolation: None,
         inject,
     };
-    let evidence = collect(surgery.command, Role::Subject, &settings, &|_| ());
+    let evidence = collect(surgery.command, Role::Subject, &settings, &Progress::silent());
     let evidence = evidence.map_err(|e| e.to_string())?;
     match &evidence.missing {
         Some((reason, _)) => Err(reason.clone()),

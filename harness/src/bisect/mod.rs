@@ -28,6 +28,8 @@ mod zoom;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use llorch_models::progress::Progress;
+
 use crate::judge::JudgeOptions;
 use crate::lineup::Contact;
 use crate::plan::Filter;
@@ -141,7 +143,10 @@ fn from_saved(args: &Args, dir: &Path) -> anyhow::Result<(String, u8)> {
         return Err(RunError::Usage(what).into());
     }
     // What the saved result says of its rows is not believed.
-    let verdicts = pipeline::collected_verdicts(&collected, &JudgeOptions::default());
+    let verdicts = pipeline::collected_verdicts(
+        &collected,
+        &JudgeOptions { progress: Progress::new(false), ..JudgeOptions::default() },
+    );
     assemble::judged_again(&mut result, &collected, verdicts);
     finish(args, &result, &collected, None)
 }

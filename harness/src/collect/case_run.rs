@@ -11,6 +11,10 @@ use crate::evidence::{Case, Fault, FaultKind};
 use crate::result::Generation;
 use crate::supervise::{Failure, FailureKind};
 
+/// How much of the time of a case its captured run takes, roughly: the rest is left to itself, without
+/// captures.
+const CAPTURED: f64 = 0.8;
+
 /// What is asked of one captured run.
 pub(super) struct Asked {
     pub id: String,
@@ -159,7 +163,14 @@ impl Collection<'_> {
             strays: Vec::new(),
             unsaved: None,
         };
-        let done = session.run(request, &mut |message| intake.take(message));
+        let expected = steps * points.len();
+        let bar = &self.bar;
+        let done = session.run(request, &mut |message| {
+            intake.take(message);
+            let come = intake.seen.len();
+            bar.detail(&format!("{}, {come} of {expected} tensors", case.name));
+            bar.part(CAPTURED * come as f64 / expected.max(1) as f64);
+        });
         let Intake { seen, faults, strays, unsaved, .. } = intake;
         self.evidence.faults.extend(faults);
         if let Some(message) = unsaved {

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use llorch_models::progress::{Bar, Progress};
 use llorch_trace::bundle::{CaseRecord, Manifest};
 use llorch_trace::protocol::Inject;
 use llorch_trace::{BundleWriter, Dtype, Stage};
@@ -25,6 +26,7 @@ use crate::isolate::Isolation;
 use crate::lineup::{UNNAMED, file_name, is_name};
 use crate::result::Role;
 use crate::supervise::{AdapterCommand, Failure, FailureKind, Finished, Forced, Limits, Session};
+use crate::supervise::{await_exit, interrupted};
 
 /// What is the same for all implementations of a run.
 #[derive(Debug)]
@@ -59,15 +61,15 @@ const RESTARTS: usize = 1;
 
 const NOT_RUN: &str = "not run, because it had failed before: ";
 
-/// Runs all cases through one implementation. `say` gets one line about each thing that is done.
+/// Runs all cases through one implementation, with a line about each thing that is done.
 pub fn collect(
     command: &AdapterCommand,
     role: Role,
     settings: &Settings<'_>,
-    say: &(dyn Fn(&str) + Sync),
+    progress: &Progress,
 ) -> Result<Evidence, CollectError> {
     let began = Instant::now();
-    let mut collection = Collection::new(command.clone(), role, settings, say);
+    let mut collection = Collection::new(command.clone(), role, settings, progress);
     let mut evidence = match collection.start() {
         Started::Missing(reason) => {
             let mut evidence = empty(&command.name, role);
@@ -115,7 +117,7 @@ enum Started {
 struct Collection<'a> {
     command: AdapterCommand,
     settings: &'a Settings<'a>,
-    say: &'a (dyn Fn(&str) + Sync),
+    bar: Bar,
     evidence: Evidence,
     session: Option<Session>,
     starts: usize,
@@ -129,7 +131,7 @@ impl<'a> Collection<'a> {
         command: AdapterCommand,
         role: Role,
         settings: &'a Settings<'a>,
-        say: &'a (dyn Fn(&str) + Sync),
+        progress: &Progress,
     ) -> Self {
         let captured = settings.plan.captured();
         let points = llorch_trace::all_points(settings.plan.dims.n_layer);
@@ -137,11 +139,12 @@ impl<'a> Collection<'a> {
         let wanted = names.map(|p| p.to_string()).collect();
         let mut evidence = empty(&command.name, role);
         evidence.lock_sha256.clone_from(&command.lock_sha256);
-        Self { command, settings, say, evidence, session: None, starts: 0, bundle: None, wanted }
+        let bar = progress.steps(&command.name, "case", settings.plan.cases.len());
+        Self { command, settings, bar, evidence, session: None, starts: 0, bundle: None, wanted }
     }
 
     fn say(&self, what: &str) {
-        (self.say)(&format!("{}: {what}", self.evidence.name));
+        self.bar.say(&format!("{}: {what}", self.evidence.name));
     }
 
     fn stderr_file(&self) -> PathBuf {
@@ -154,6 +157,7 @@ impl<'a> Collection<'a> {
     fn start(&mut self) -> Started {
         self.starts += 1;
         let stderr = self.stderr_file();
+        self.bar.doing("starting");
         let mut session = match Session::start(&self.command, &self.settings.limits, &stderr) {
             Ok(session) => session,
             Err(failure) if failure.kind == FailureKind::Spawn => {
@@ -172,6 +176,7 @@ impl<'a> Collection<'a> {
             self.declare(&hello);
             self.evidence.hello = Some(hello);
         }
+        self.bar.doing("loading the model");
         let loaded =
             session.load(&self.settings.plan.model_dir, self.settings.dtype, self.settings.threads);
         self.session = Some(session);
@@ -192,6 +197,7 @@ impl<'a> Collection<'a> {
             (true, true) => format!("{UNNAMED}-{name}"),
             (false, _) => return,
         };
+        self.bar.rename(&self.evidence.name);
         // It writes on through its open descriptor.
         let _ = std::fs::rename(stderr, self.stderr_file());
     }
@@ -219,6 +225,10 @@ impl<'a> Collection<'a> {
 
     /// Writes a failed conversation down; `case` absent means that nothing can be had.
     fn fault(&mut self, case: Option<&Case>, failure: &Failure) {
+        // Ended with everything else: no failure of its own.
+        if interrupted() {
+            await_exit();
+        }
         let kind = match failure.kind {
             FailureKind::Unsupported => FaultKind::Unsupported,
             _ => FaultKind::Process,
@@ -247,7 +257,9 @@ impl<'a> Collection<'a> {
         let _cleanup = crate::supervise::remove_on_interrupt(&dir);
         let writer = BundleWriter::create(&dir).map_err(|e| self.unsaved(e.to_string()))?;
         self.bundle = Some(writer);
-        for case in &self.settings.plan.cases {
+        for (n, case) in self.settings.plan.cases.iter().enumerate() {
+            self.bar.set(n as u64);
+            self.bar.detail(&case.name);
             if let Some(isolation) = self.settings.isolation {
                 self.isolate(case, isolation)?;
                 continue;

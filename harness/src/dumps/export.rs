@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use llorch_models::progress::Progress;
 use llorch_trace::bundle::MANIFEST;
 use llorch_trace::files::write_npy;
 use llorch_trace::{Bundle, Dtype, Point, Stage, Tensor};
@@ -74,7 +75,7 @@ impl Stop {
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     match export(args) {
         Ok(files) => {
-            llorch_models::errln!("wrote {files} files below {}", args.npy.display());
+            Progress::new(false).say(&format!("wrote {files} files below {}", args.npy.display()));
             Ok(0)
         }
         Err(Stop { code, message }) => {
@@ -135,7 +136,11 @@ fn run_now(args: &Args, out: &mut Folder) -> Result<(), Stop> {
     let mut prompt = Some(args.ids.clone()).filter(|ids| !ids.is_empty());
     // The first one's choice of tokens is fed to all, so that their steps compare.
     let mut forced: Option<Vec<u32>> = None;
-    for member in &members {
+    let progress = Progress::new(false);
+    for (n, member) in members.iter().enumerate() {
+        let bar = progress.steps("export", "implementation", members.len());
+        bar.set(n as u64);
+        bar.detail(&member.name);
         let (name, mut live) = start(member, &model.dir, args.offline)?;
         let ids = match &prompt {
             Some(ids) => ids.clone(),
@@ -208,7 +213,9 @@ impl Folder {
 
     fn write_bundle(&mut self, bundle: &Bundle) -> Result<(), Stop> {
         let name = bundle.manifest.implementation.clone();
-        for entry in &bundle.manifest.tensors {
+        let bar = Progress::new(false).steps(&name, "tensor", bundle.manifest.tensors.len());
+        for (n, entry) in bundle.manifest.tensors.iter().enumerate() {
+            bar.set(n as u64);
             let point: Point = entry.point.parse().map_err(|e| {
                 Stop::usage(format!("failed to read {}: {e}", bundle.dir.display()))
             })?;

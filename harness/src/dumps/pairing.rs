@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::text::pattern;
+use llorch_models::progress::Progress;
 use llorch_trace::{Point, Stage};
 
 use super::diagnose::{Labelled, counts, explain};
@@ -43,7 +44,10 @@ pub fn pair(
     let keys: BTreeSet<&Key> = a.points.keys().chain(b.points.keys()).collect();
     let mut only: BTreeMap<(&str, Stage), BTreeSet<&Key>> = BTreeMap::new();
     let mut explained = 0;
-    for key in keys {
+    let bar =
+        Progress::new(false).steps(&format!("{} and {}", a.name, b.name), "tensor", keys.len());
+    for (n, key) in keys.into_iter().enumerate() {
+        bar.set(n as u64);
         let (x, y) = match (a.tensor(key), b.tensor(key)) {
             (Some(x), Some(y)) => (Numbers::of(&x?), Numbers::of(&y?)),
             (x, _) => {

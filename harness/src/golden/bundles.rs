@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use llorch_models::progress::Progress;
 use llorch_trace::bundle::CaseRecord;
 use llorch_trace::points::CHECKPOINTS;
 use llorch_trace::protocol::Sampling;
@@ -173,7 +174,10 @@ impl Tally {
 pub fn check(live: &mut Live, bundle: &Bundle, golden: &str) -> Result<Vec<GoldenRow>, LiveError> {
     let mut tallies: BTreeMap<u8, Tally> = BTreeMap::new();
     let hello = live.hello().clone();
-    for (case, record) in &bundle.manifest.cases {
+    let bar = Progress::new(false).steps(golden, "case", bundle.manifest.cases.len());
+    for (n, (case, record)) in bundle.manifest.cases.iter().enumerate() {
+        bar.set(n as u64);
+        bar.detail(case);
         let mut generated = record.generated.clone().unwrap_or_default();
         if !hello.can("generate") {
             generated.clear();

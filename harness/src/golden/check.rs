@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use llorch_models::progress::Progress;
 use llorch_models::{ModelError, ModelKind, ResolveOptions, ResolvedModel};
 use llorch_trace::{Bundle, Dims, Dtype};
 
@@ -108,6 +109,8 @@ struct Subject {
 impl Subject {
     fn load(&self, model: &ResolvedModel) -> Result<Live, CheckError> {
         let command = self.member.command(&self.options)?;
+        let bar = Progress::new(false).open(&self.member.name, "loading the model");
+        bar.detail(&model.name);
         Ok(Live::start(&command, &model.dir, Dtype::F32)?)
     }
 }
@@ -225,7 +228,13 @@ fn ask_all(
 ) -> Result<Vec<Answer>, CheckError> {
     let weights = Weights::open(&model.dir)?;
     let mut questioner = Questioner { live, weights: &weights };
-    entries.iter().map(|entry| ask(&mut questioner, of, entry)).collect()
+    let bar = Progress::new(false).steps(&format!("published of {of}"), "answer", entries.len());
+    let ask_one = |(n, entry): (usize, &Entry)| {
+        bar.set(n as u64);
+        bar.detail(&entry.id);
+        ask(&mut questioner, of, entry)
+    };
+    entries.iter().enumerate().map(ask_one).collect()
 }
 
 fn ask(questioner: &mut Questioner<'_>, of: &str, entry: &Entry) -> Result<Answer, CheckError> {

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use llorch_models::ResolveOptions;
+use llorch_models::progress::Progress;
 use llorch_trace::Bundle;
 
 use super::bundles::NAMES;
 use crate::assets;
 use crate::provision::{self, ProvisionOptions};
 use crate::references::RefName;
-use crate::supervise::{AdapterCommand, run_tool};
+use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
 
 const SCRIPT: &str = "refs/nano/golden.py";
 const SUITE: &str = "golden/suites/canonical.toml";
@@ -120,8 +121,14 @@ fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
         .arg(path(&sources.join(SCRIPT)))
         .args([path(&nano.dir), path(&suite), path(out)])
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    llorch_models::errln!("recording with {}", command.display());
-    run_tool(&command, TIMEOUT, None).map_err(|e| stop(3)(&e))?;
+    let bar = Progress::new(false).open("golden record", "running Hugging Face's GPT-2");
+    bar.say(&format!("recording with {}", command.display()));
+    run_tool_with(&command, TIMEOUT, None, &mut |event| {
+        if let ToolEvent::Line(line) = event {
+            bar.detail(line);
+        }
+    })
+    .map_err(|e| stop(3)(&e))?;
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 
 use super::outcome::GoldenRow;
+use llorch_models::progress::Progress;
+
 use crate::assets;
 use crate::live::{Live, LiveError};
 use crate::result::Verdict;
@@ -39,7 +41,10 @@ pub fn check(live: &mut Live) -> Result<GoldenRow, LiveError> {
         return Ok(row);
     }
     let mut wrong = 0;
-    for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+    let lines = || bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    let bar = Progress::new(false).steps("tokenizer", "string", lines().count());
+    for line in lines() {
+        bar.set(row.compared as u64);
         let line: Line = match serde_json::from_slice(line) {
             Ok(line) => line,
             Err(e) => {

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use llorch_models::progress::Progress;
+
 use super::finding::{Findings, Invariant};
 use super::norm::Norms;
 use super::rule::Rule;
@@ -48,7 +50,10 @@ pub struct Checked {
 }
 
 /// Makes all runs and checks. The error is that the subject could not be started.
-pub fn check(job: &Job<'_>, say: &dyn Fn(&str)) -> Result<Checked, LiveError> {
+pub fn check(job: &Job<'_>, progress: &Progress) -> Result<Checked, LiveError> {
+    // Each case in the first process, then all of them twice more.
+    let bar = progress.steps(&job.command.name, "part", job.cases.len() + 2);
+    bar.doing("loading the model");
     let mut live = job.start(job.setup.threads)?;
     let subject = Subject::of(&live);
     let mut findings = Findings::default();
@@ -56,20 +61,26 @@ pub fn check(job: &Job<'_>, say: &dyn Fn(&str)) -> Result<Checked, LiveError> {
     let norms = Norms::open(job.model_dir);
     let mut bases: Vec<Option<Captured>> = Vec::new();
     for (i, case) in job.cases.iter().enumerate() {
+        bar.set(i as u64);
+        bar.detail(&case.name);
         let base = one_case(&mut live, &subject, case, &norms, &mut findings);
         if i < DRAWN_CASES && base.is_some() {
             draws::check(&mut live, &subject, case, &mut findings);
         }
-        say(&format!("{}: checked in one process", case.name));
+        bar.say(&format!("{}: checked in one process", case.name));
         bases.push(base);
     }
     live.finish();
+    bar.set(job.cases.len() as u64);
+    bar.detail("the same in a second process");
     let rule = Rule::of_repeating(&subject.hello);
     again(job, job.setup.threads, &subject, &bases, (Invariant::Processes, &rule), &mut findings);
-    say("the same in a second process: done");
+    bar.say("the same in a second process: done");
+    bar.set(job.cases.len() as u64 + 1);
+    bar.detail("the same with another number of threads");
     let rule = Rule::of_recomputing(&subject.hello);
     again(job, job.other_threads(), &subject, &bases, (Invariant::Threads, &rule), &mut findings);
-    say(&format!("the same with {} thread(s): done", job.other_threads()));
+    bar.say(&format!("the same with {} thread(s): done", job.other_threads()));
     Ok(Checked { subject: Some(subject), findings })
 }
 

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
+use llorch_models::progress::Progress;
 use llorch_models::{ResolveOptions, ResolvedModel};
 use llorch_trace::Dims;
 
@@ -39,7 +40,6 @@ use crate::report::Style;
 use crate::result::Unchecked;
 use crate::run::args::suite;
 use crate::run::means::{Means, Precision};
-use crate::run::progress::Progress;
 use crate::run::scout::Scout;
 use crate::run::{RunError, assemble};
 use crate::supervise::{AdapterCommand, FailureKind};
@@ -94,13 +94,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn execute(args: &Args) -> Result<report::Report, RunError> {
     let (began, started) = (Instant::now(), SystemTime::now());
-    let progress = Progress::new(args.means.quiet);
+    let progress = Progress::new(false);
     let suite = suite(args.suite.as_deref(), &args.prompt)?;
     let means = &args.means;
     let provision = means.provision();
     let member = lineup::subject(args.subject.as_deref())?;
-    let resolve =
-        ResolveOptions { offline: means.offline, quiet: means.quiet, ..ResolveOptions::default() };
+    let resolve = ResolveOptions { offline: means.offline, ..ResolveOptions::default() };
     let model = llorch_models::resolve(&args.model, &resolve)?;
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let missing = |m: crate::provision::Missing| {
@@ -117,7 +116,7 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
         Setup { dtype: args.precision.dtype, threads: means.threads(), limits: means.limits() };
     let (cases, left_out) = cases(&suite, &model, &command, &setup, &provision)?;
     let job = check::Job { command: &command, model_dir: &model.dir, cases: &cases, setup: &setup };
-    let checked = match check::check(&job, &|line| progress.say(line)) {
+    let checked = match check::check(&job, &progress) {
         Ok(checked) => checked,
         Err(error) => not_started(&error)?,
     };

@@ -28,7 +28,9 @@ pub fn judge(
 ) -> Verdicts {
     let oracle = truth.oracle.as_ref().filter(|_| options.stages);
     let mut rows: Vec<Row> = Vec::new();
-    for point in &plan.points {
+    let bar = options.progress.steps("judging stages", "point", plan.points.len());
+    for (n, point) in plan.points.iter().enumerate() {
+        bar.set(n as u64);
         for case in &plan.cases {
             for step in 0..case.steps() {
                 let place = Place::new(plan, evidence, options, case, step, *point);

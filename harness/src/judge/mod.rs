@@ -32,6 +32,7 @@ mod tolerance;
 use std::collections::BTreeMap;
 
 use crate::compare::is_visible;
+use llorch_models::progress::Progress;
 use llorch_trace::{Class, Dims, Point, Stage};
 
 use self::oracle_rows::OracleRows;
@@ -53,11 +54,18 @@ pub struct JudgeOptions {
     pub stages: bool,
     /// In place of the contract's classes.
     pub tolerances: Overrides,
+    /// Where it is told how far the judge is.
+    pub progress: Progress,
 }
 
 impl Default for JudgeOptions {
     fn default() -> JudgeOptions {
-        JudgeOptions { values: 0, stages: true, tolerances: Overrides::default() }
+        JudgeOptions {
+            values: 0,
+            stages: true,
+            tolerances: Overrides::default(),
+            progress: Progress::silent(),
+        }
     }
 }
 
@@ -83,7 +91,9 @@ pub fn judge(
 ) -> Verdicts {
     let oracle_rows = OracleRows::of(plan, evidence, truth, options);
     let mut rows = Vec::new();
-    for case in &plan.cases {
+    let bar = options.progress.steps("comparing", "case", plan.cases.len());
+    for (n, case) in plan.cases.iter().enumerate() {
+        bar.set(n as u64);
         for step in 0..case.steps() {
             for point in plan.points.iter().filter(|p| p.stage != Stage::Generated) {
                 let mut place = Place::new(plan, evidence, options, case, step, *point);

@@ -49,11 +49,14 @@ impl OracleRows {
             points.retain(|p| p.stage == Stage::LogitsLast);
         }
         let next = AtomicUsize::new(0);
+        let bar = options.progress.steps("recomputing stages", "point", points.len());
+        bar.set(0);
         // Points are independent of one another: a thread takes the next that nobody has.
         let work = || {
             let mut found = OracleRows::default();
             while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
                 found.take_point(plan, evidence, truth, &traces, options, *point);
+                bar.add(1);
             }
             found
         };

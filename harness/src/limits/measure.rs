@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::compare::is_visible;
+use llorch_models::progress::Progress;
 use llorch_trace::{Class, Point, Stage};
 use ndarray::{ArrayView2, Axis};
 
@@ -49,7 +50,9 @@ pub fn measure(
 ) -> Result<Vec<Limits>, OracleError> {
     let mut found: BTreeMap<Stage, Limits> = BTreeMap::new();
     let mut elements: BTreeMap<Stage, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-    for point in &plan.points {
+    let bar = Progress::new(false).steps("measuring", "point", plan.points.len());
+    for (n, point) in plan.points.iter().enumerate() {
+        bar.set(n as u64);
         for case in &plan.cases {
             for step in 0..case.steps() {
                 let captured = Captured { evidence, case };

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use llorch_models::progress::Progress;
+
 use crate::guides::assess::assess;
 use crate::history::recording::{self, remember};
 use crate::judge::JudgeOptions;
@@ -61,7 +63,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (started, seconds) = (started(&parts), seconds(&parts));
     let (means, machine) = (parts[0].result.means.clone(), machine(&parts));
     let collected = join::join(parts, out.path())?;
-    let options = JudgeOptions { values: args.shown.values, ..JudgeOptions::default() };
+    let progress = Progress::new(false);
+    let options = JudgeOptions { values: args.shown.values, progress, ..JudgeOptions::default() };
     let verdicts = collected_verdicts(&collected, &options);
     let facts =
         assemble::Facts { model, started, seconds, command, means, machine, partition: None };

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+use llorch_models::progress::Progress;
+
 use super::config::{Kind, Task};
 use super::outcome::Outcome;
 use crate::golden::check::{self, CheckError};
@@ -123,11 +125,8 @@ fn request(task: &Task, shared: &Shared<'_>, place: &Path) -> Result<Request, Ru
     references.iter().for_each(|name| say("--ref", name));
     checkpoints.iter().for_each(|name| say("--checkpoint", name));
     task.subject.iter().for_each(|subject| say("--subject", subject));
-    llorch_models::errln!(
-        "{}: {}",
-        task.name,
-        command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
-    );
+    let words = command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ");
+    Progress::new(false).say(&format!("{}: {words}", task.name));
     Ok(Request {
         model: task.model.clone(),
         filter: Filter::new(checkpoints, &[])?,
@@ -141,7 +140,6 @@ fn request(task: &Task, shared: &Shared<'_>, place: &Path) -> Result<Request, Ru
         dtype: *dtype,
         provision: shared.means.provision(),
         limits: shared.means.limits(),
-        quiet: shared.means.quiet,
         values: 0,
         isolate: None,
         strategy: None,
@@ -209,7 +207,8 @@ fn without_figures(
 
 /// The published answers on these weights.
 fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outcome, Record)> {
-    llorch_models::errln!("{}: llorch-diff golden check --model {}", task.name, task.model);
+    let words = format!("{}: llorch-diff golden check --model {}", task.name, task.model);
+    Progress::new(false).say(&words);
     let asked = check::Args::of_model(&task.model, task.subject.as_deref(), shared.means);
     let result = match check::check(&asked) {
         Ok(result) => result,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
+use llorch_models::progress::Progress;
 use llorch_trace::points::glob_matches;
 
 use crate::history::read::History;
@@ -130,9 +131,12 @@ fn execute_all(
 ) -> anyhow::Result<(Vec<Outcome>, bool)> {
     let shared = execute::Shared { means: &args.means, out: &args.out, keep: args.keep, past };
     let (mut runs, mut remembered) = (Vec::new(), true);
-    for task in tasks {
+    let bar = Progress::new(false).steps("nightly", "task", tasks.len());
+    for (n, task) in tasks.iter().enumerate() {
+        bar.set(n as u64);
+        bar.detail(&task.name);
         let (outcome, record) = execute::execute(task, &shared)?;
-        llorch_models::errln!("{}: {}", task.name, outcome.says);
+        bar.say(&format!("{}: {}", task.name, outcome.says));
         if let Some(Err(error)) = store.map(|store| recording::append(store, &record)) {
             llorch_models::errln!("error: {} is not recorded: {error}", task.name);
             remembered = false;

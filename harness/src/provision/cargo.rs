@@ -6,13 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::{Bar, Progress};
 use llorch_trace::hash::sha256_bytes;
 
 use super::disk::human_bytes;
 use super::lock::{self, BuildLock};
-use super::progress::Progress;
 use super::{
-    Missing, Provisioner, disk, find, lock_path, pins, say_hello, setup_command, sources, stamp,
+    Missing, Provisioner, disk, find, lock_path, pins, say, say_hello, setup_command, sources,
+    stamp,
 };
 use crate::references::Reference;
 use crate::supervise::{AdapterCommand, ToolEvent, remove_on_interrupt, run_tool_with};
@@ -30,13 +31,14 @@ pub(super) fn ensure(
     }
     provisioner.may_install(reference)?;
     let name = &provisioner.called(reference);
-    let mut progress = Progress::new(name, provisioner.options.quiet);
+    let bar = Progress::new(provisioner.options.quiet).open(name, "looking what is there");
     let cargo = cargo_program()?;
     let built = {
         // One lock for the build folder: another version of the sources may build there too.
         let target = target_dir(provisioner, reference);
         let locked = BuildLock::acquire(&target, || {
-            progress.say("waiting for another llorch-diff that builds it")
+            say(&bar, "waiting for another llorch-diff that builds it");
+            bar.doing("waiting for another llorch-diff");
         });
         let _lock = locked.map_err(|error| {
             failed(name, format!("failed to lock {}: {error}", target.display()))
@@ -44,14 +46,14 @@ pub(super) fn ensure(
         if is_whole(&env, reference) {
             false
         } else {
-            build(provisioner, reference, &cargo, &target, &env, &mut progress)?;
+            build(provisioner, reference, &cargo, &target, &env, &bar)?;
             true
         }
     };
     let command = command(provisioner, reference, &env, &program)?;
     if built {
         match say_hello(&command) {
-            Ok(version) => progress.say(&format!("ready: {version}")),
+            Ok(version) => say(&bar, &format!("ready: {version}")),
             Err(failure) => {
                 return Err(failed(name, format!("it was built but doesn't start: {failure}")));
             }
@@ -99,7 +101,7 @@ fn build(
     cargo: &Path,
     target: &Path,
     env: &Path,
-    progress: &mut Progress,
+    bar: &Bar,
 ) -> Result<(), Missing> {
     let name = &provisioner.called(reference);
     let io =
@@ -112,12 +114,15 @@ fn build(
         .collect::<Vec<_>>()
         .join(", ");
     let packages = pins::count_cargo(&text(&lock_path(reference)).unwrap_or_default());
-    progress.say(&format!(
-        "building its adapter on {shown}: up to {packages} packages, about {} to download, {} on disk, in {}",
-        human_bytes(reference.download_mb * 1_000_000),
-        human_bytes(reference.disk_mb * 1_000_000),
-        target.display()
-    ));
+    say(
+        bar,
+        &format!(
+            "building its adapter on {shown}: up to {packages} packages, about {} to download, {} on disk, in {}",
+            human_bytes(reference.download_mb * 1_000_000),
+            human_bytes(reference.disk_mb * 1_000_000),
+            target.display()
+        ),
+    );
     let root = match provisioner.resolved() {
         Some(dir) => dir.to_owned(),
         None => provisioner.adapters().map_err(io)?,
@@ -135,7 +140,9 @@ fn build(
     let (mut compiled, mut compiles, mut first_error) = (0, true, None::<String>);
     let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
         ToolEvent::Line(line) => {
-            compiled += usize::from(line.trim_start().starts_with("Compiling "));
+            compiled += u64::from(line.trim_start().starts_with("Compiling "));
+            bar.doing(&format!("building, {compiled} of up to {packages} packages"));
+            bar.detail(line);
             compiles &= !line.starts_with("error: could not compile");
             match &mut first_error {
                 None if line.starts_with("error") => first_error = Some(line.to_owned()),
@@ -145,9 +152,7 @@ fn build(
                 _ => {}
             }
         }
-        ToolEvent::Tick(elapsed) => {
-            progress.tick(&format!("{compiled} packages compiled"), elapsed)
-        }
+        ToolEvent::Tick(_) => {}
     });
     outcome.map_err(|failure| match (provisioner.resolved(), first_error) {
         // The adapter was written for the pinned release; that it doesn't fit another is a finding.
@@ -171,7 +176,7 @@ fn build(
     std::fs::create_dir_all(env).map_err(io)?;
     std::fs::copy(&program, env.join(program_name(reference))).map_err(io)?;
     stamp::write(env, began.elapsed().as_secs_f64()).map_err(io)?;
-    progress.say(&format!("built in {:.0} s", began.elapsed().as_secs_f64()));
+    say(bar, &format!("built in {:.0} s", began.elapsed().as_secs_f64()));
     Ok(())
 }
 

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::progress::Progress;
-use super::{Missing, ProvisionOptions, cargo, find};
+use llorch_models::progress::Progress;
+
+use super::{Missing, ProvisionOptions, cargo, find, say};
 use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
 
 pub const ENGINE: &str = "llorch-cpud";
@@ -116,20 +117,21 @@ impl BuildFolder {
         if options.offline {
             command = command.arg("--offline");
         }
-        let mut progress = Progress::new(ENGINE, options.quiet);
-        let (mut told, mut doing) = (false, "looking whether it is fresh");
-        let outcome =
-            run_tool_with(&command, Duration::from_secs(3600), None, &mut |event| match event {
-                ToolEvent::Line(line) => match line.split_whitespace().next() {
-                    Some("Blocking") => doing = "waiting for another cargo",
-                    Some("Compiling") if !told => {
-                        progress.say(&format!("building it from {}", self.checkout.display()));
-                        (told, doing) = (true, "building");
-                    }
-                    _ => {}
-                },
-                ToolEvent::Tick(elapsed) => progress.tick(doing, elapsed),
-            });
+        let bar = Progress::new(options.quiet).open(ENGINE, "looking whether it is fresh");
+        let mut told = false;
+        let outcome = run_tool_with(&command, Duration::from_secs(3600), None, &mut |event| {
+            let ToolEvent::Line(line) = event else { return };
+            bar.detail(line);
+            match line.split_whitespace().next() {
+                Some("Blocking") => bar.doing("waiting for another cargo"),
+                Some("Compiling") if !told => {
+                    say(&bar, &format!("building it from {}", self.checkout.display()));
+                    bar.doing("building");
+                    told = true;
+                }
+                _ => {}
+            }
+        });
         outcome.map_err(|failure| Missing {
             reason: format!("{ENGINE} can't be built: {failure}"),
             mend: format!("cargo build --bin {ENGINE} (in {})", self.checkout.display()),

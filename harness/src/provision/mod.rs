@@ -28,7 +28,6 @@ mod find;
 pub mod lock;
 pub mod newest;
 pub mod pins;
-mod progress;
 pub mod prune;
 mod python;
 mod sources;
@@ -41,6 +40,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use llorch_models::progress::{Bar, Progress};
 use llorch_trace::hash::sha256_bytes;
 
 use crate::assets;
@@ -173,8 +173,8 @@ impl Provisioner {
     /// The `uv` that makes environments; installed first where the machine has none.
     pub fn uv_program(&self) -> Result<PathBuf, Missing> {
         let python = find::python("3.11")?;
-        let mut progress = progress::Progress::new("uv", self.options.quiet);
-        Ok(uv::ensure(self, &python.path, &mut progress)?.path)
+        let bar = Progress::new(self.options.quiet).open("uv", "looking for it");
+        Ok(uv::ensure(self, &python.path, &bar)?.path)
     }
 
     /// The command of a reference that is installed already.
@@ -243,6 +243,11 @@ fn lock_path(reference: &Reference) -> String {
         (Kind::Python, Some(file)) => format!("refs/{}/{file}", reference.name),
         (Kind::Python, None) => format!("refs/{}/requirements.lock", reference.name),
     }
+}
+
+/// A line that stays, about the one that is provisioned.
+fn say(bar: &Bar, text: &str) {
+    bar.say(&format!("{}: {text}", bar.name()));
 }
 
 /// The command that installs a reference.

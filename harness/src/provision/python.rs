@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::{Bar, Progress};
 use llorch_trace::hash::sha256_bytes;
 
 use super::disk::human_bytes;
 use super::find::{self, Python};
 use super::lock::{self, BuildLock};
-use super::progress::Progress;
-use super::{Missing, Provisioner, disk, lock_path, pins, say_hello, setup_command, stamp, uv};
+use super::{
+    Missing, Provisioner, disk, lock_path, pins, say, say_hello, setup_command, stamp, uv,
+};
 use crate::references::Reference;
 use crate::supervise::{
     AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with,
@@ -28,12 +30,13 @@ pub(super) fn ensure(
     provisioner.may_install(reference)?;
     let name = &provisioner.called(reference);
     let python = find::python(reference.python.as_deref().unwrap_or("3.11"))?;
-    let mut progress = Progress::new(name, provisioner.options.quiet);
+    let bar = Progress::new(provisioner.options.quiet).open(name, "looking what is there");
     let env = env_dir(provisioner, reference, &python)?;
 
     let built = {
         let locked = BuildLock::acquire(&env, || {
-            progress.say("waiting for another llorch-diff that installs it")
+            say(&bar, "waiting for another llorch-diff that installs it");
+            bar.doing("waiting for another llorch-diff");
         });
         let _lock = locked
             .map_err(|error| failed(name, format!("failed to lock {}: {error}", env.display())))?;
@@ -41,14 +44,14 @@ pub(super) fn ensure(
         match ready(provisioner, reference) {
             Some(_) => false,
             None => {
-                build(provisioner, reference, &python, &env, &mut progress)?;
+                build(provisioner, reference, &python, &env, &bar)?;
                 true
             }
         }
     };
     let command = command(provisioner, reference, &env)?;
     if built {
-        greet(name, &command, &mut progress)?;
+        greet(name, &command, &bar)?;
     }
     Ok(command)
 }
@@ -98,37 +101,42 @@ fn build(
     reference: &Reference,
     python: &Python,
     env: &Path,
-    progress: &mut Progress,
+    bar: &Bar,
 ) -> Result<(), Missing> {
     let name = &provisioner.called(reference);
     disk::check(name, reference.disk_mb, env, provisioner.free_space)?;
     let shown = pins::telling(reference, &|path| provisioner.text(path));
     let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    progress.say(&format!(
-        "installing {shown} for Python {}: about {} to download, {} on disk, in {}",
-        python.version(),
-        human_bytes(reference.download_mb * 1_000_000),
-        human_bytes(reference.disk_mb * 1_000_000),
-        env.display()
-    ));
-    let uv = uv::ensure(provisioner, &python.path, progress)?;
+    say(
+        bar,
+        &format!(
+            "installing {shown} for Python {}: about {} to download, {} on disk, in {}",
+            python.version(),
+            human_bytes(reference.download_mb * 1_000_000),
+            human_bytes(reference.disk_mb * 1_000_000),
+            env.display()
+        ),
+    );
+    let uv = uv::ensure(provisioner, &python.path, bar)?;
 
     let began = Instant::now();
     let _cleanup = remove_on_interrupt(env);
     let io =
         |error: std::io::Error| failed(name, format!("failed to write {}: {error}", env.display()));
     if env.exists() {
-        progress.say("removing what an interrupted installation left");
+        say(bar, "removing what an interrupted installation left");
         std::fs::remove_dir_all(env).map_err(io)?;
     }
     let log = lock::log_path(env);
     let _ = std::fs::remove_file(&log);
-    let mut run = |command: AdapterCommand, what: &str| {
-        let outcome =
-            run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| match event {
-                ToolEvent::Line(_) => {}
-                ToolEvent::Tick(elapsed) => progress.tick(what, elapsed),
-            });
+    let run = |command: AdapterCommand, what: &str| {
+        bar.doing(what);
+        let outcome = run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| {
+            if let ToolEvent::Line(line) = event {
+                bar.detail(line);
+            }
+        });
+        bar.detail("");
         outcome.map_err(|failure: ToolFailure| {
             let _ = std::fs::remove_dir_all(env);
             failed(name, failure.brief())
@@ -156,15 +164,16 @@ fn build(
 }
 
 /// Says how it went, with the size and the time.
-fn greet(name: &str, command: &AdapterCommand, progress: &mut Progress) -> Result<(), Missing> {
+fn greet(name: &str, command: &AdapterCommand, bar: &Bar) -> Result<(), Missing> {
     let began = Instant::now();
-    progress.say("installed; starting it for the first time");
+    bar.doing("starting for the first time");
+    say(bar, "installed; starting it for the first time");
     match say_hello(command) {
         Ok(version) => {
-            progress.say(&format!(
-                "ready: {version} (first start {:.1} s)",
-                began.elapsed().as_secs_f64()
-            ));
+            say(
+                bar,
+                &format!("ready: {version} (first start {:.1} s)", began.elapsed().as_secs_f64()),
+            );
             Ok(())
         }
         Err(failure) => Err(Missing {

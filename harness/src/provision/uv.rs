@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use llorch_models::progress::Bar;
+
 use super::lock::{BuildLock, log_path};
-use super::progress::Progress;
-use super::{Missing, Provisioner, find, pins, stamp};
+use super::{Missing, Provisioner, find, pins, say, stamp};
 use crate::supervise::{AdapterCommand, remove_on_interrupt, run_tool};
 
 /// A `uv` that runs, and the environment variables that it is to get.
@@ -57,11 +58,7 @@ fn own(dir: &Path) -> Option<Uv> {
 }
 
 /// Finds `uv`, or installs it.
-pub(crate) fn ensure(
-    provisioner: &Provisioner,
-    python: &Path,
-    progress: &mut Progress,
-) -> Result<Uv, Missing> {
+pub(crate) fn ensure(provisioner: &Provisioner, python: &Path, bar: &Bar) -> Result<Uv, Missing> {
     if let Some(uv) = look(provisioner) {
         return Ok(uv);
     }
@@ -73,15 +70,15 @@ pub(crate) fn ensure(
         return Err(broken(format!("uv isn't on PATH and {LOCK} names no version")));
     };
     let version = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let _lock = BuildLock::acquire(&dir, || {
-        progress.say("waiting for another llorch-diff that installs uv")
-    })
-    .map_err(|error| broken(format!("failed to lock {}: {error}", dir.display())))?;
+    let _lock =
+        BuildLock::acquire(&dir, || say(bar, "waiting for another llorch-diff that installs uv"))
+            .map_err(|error| broken(format!("failed to lock {}: {error}", dir.display())))?;
     if let Some(uv) = look(provisioner) {
         return Ok(uv);
     }
-    progress.say(&format!("uv isn't on PATH: installing uv {version} into the cache, about 25 MB"));
+    say(bar, &format!("uv isn't on PATH: installing uv {version} into the cache, about 25 MB"));
 
+    bar.doing("installing uv");
     let _cleanup = remove_on_interrupt(&dir);
     let began = std::time::Instant::now();
     let log = log_path(&dir);

@@ -118,7 +118,6 @@ pub struct Request {
     pub dtype: Dtype,
     pub provision: ProvisionOptions,
     pub limits: Limits,
-    pub quiet: bool,
     /// Elements to keep of each compared tensor, on PASS too.
     pub values: usize,
     /// Stages by themselves, on given inputs, instead of whole passes.
@@ -169,7 +168,6 @@ impl Common {
             dtype: self.precision.dtype,
             provision: self.means.provision(),
             limits: self.means.limits(),
-            quiet: self.means.quiet,
             values,
             isolate: None,
             strategy: None,

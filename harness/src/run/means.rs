@@ -33,10 +33,6 @@ pub struct Means {
     /// Time for hello, for load and for each case or request [default: 120, 600 and 900]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
-
-    /// Say nothing on stderr but errors
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 impl Means {
@@ -54,7 +50,7 @@ impl Means {
     }
 
     pub fn provision(&self) -> ProvisionOptions {
-        ProvisionOptions { offline: self.offline, quiet: self.quiet, allow: !self.no_provision }
+        ProvisionOptions { offline: self.offline, quiet: false, allow: !self.no_provision }
     }
 }
 

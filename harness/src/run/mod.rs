@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`args`] is the command line ([`means`] what other commands share of it), [`pipeline`]
 //! the order of things, [`scout`] asks one implementation something before the run, [`provisioning`] makes references ready meanwhile,
-//! [`assemble`] makes the one saved result of it, [`progress`] is what is said on stderr.
+//! [`assemble`] makes the one saved result of it, [`verdicts`] what is told of each reference meanwhile.
 
 pub mod args;
 pub mod assemble;
@@ -11,9 +11,9 @@ pub mod error;
 pub mod means;
 pub mod out_dir;
 pub mod pipeline;
-pub mod progress;
 mod provisioning;
 pub(crate) mod scout;
+mod verdicts;
 
 use std::process::ExitCode;
 

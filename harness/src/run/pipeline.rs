@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use llorch_models::progress::Progress;
 use llorch_models::{ResolveOptions, ResolvedModel};
 use llorch_trace::{Dims, Dtype};
 
@@ -13,9 +14,9 @@ use super::RunError;
 use super::args::Request;
 use super::assemble::{self, Facts};
 use super::out_dir::OutDir;
-use super::progress::Progress;
 use super::provisioning::Provisioning;
 use super::scout::Scout;
+use super::verdicts::tell_pair;
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
 use crate::guides::assess::assess;
@@ -43,12 +44,9 @@ pub struct Outcome {
 
 pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     let (began, started) = (Instant::now(), SystemTime::now());
-    let progress = Progress::new(request.quiet);
-    let options = ResolveOptions {
-        offline: request.provision.offline,
-        quiet: request.quiet,
-        ..ResolveOptions::default()
-    };
+    let progress = Progress::new(false);
+    let options =
+        ResolveOptions { offline: request.provision.offline, ..ResolveOptions::default() };
     let model = llorch_models::resolve(&request.model, &options)?;
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let config = model.dir.join("config.json");
@@ -87,7 +85,11 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
     let judging = Instant::now();
     let verdicts = collected_verdicts(
         &collected,
-        &JudgeOptions { values: request.values, ..JudgeOptions::default() },
+        &JudgeOptions {
+            values: request.values,
+            progress: progress.clone(),
+            ..JudgeOptions::default()
+        },
     );
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
     seconds.insert("total".into(), began.elapsed().as_secs_f64());
@@ -193,17 +195,17 @@ impl Run<'_> {
             isolation: self.isolation.as_ref(),
             inject: BTreeMap::new(),
         };
-        let say = |line: &str| self.progress.say(line);
+        let progress = self.progress;
         let first = match subject {
             Contact::Adapter(command) => {
-                let mut first = collect(command, Role::Subject, &settings, &say)?;
+                let mut first = collect(command, Role::Subject, &settings, progress)?;
                 if let Some(daemon) = self.request.subject.daemon(command) {
-                    first.served = served::ask(&daemon, &first.name, &settings, &say);
+                    first.served = served::ask(&daemon, &first.name, &settings, progress);
                 }
                 first
             }
             Contact::Daemon(url) => {
-                served::collect(url, &self.request.subject.name, &settings, &say)
+                served::collect(url, &self.request.subject.name, &settings, progress)
             }
         };
         if let Some((reason, _)) = &first.missing {
@@ -313,12 +315,16 @@ impl Run<'_> {
     fn ask_oracle(&mut self) -> Result<(), String> {
         let began = Instant::now();
         let oracle = Oracle::open(&self.plan.model_dir).map_err(|e| e.to_string())?;
-        for case in &mut self.plan.cases {
+        let bar = self.progress.steps("oracle", "case", self.plan.cases.len());
+        for (n, case) in self.plan.cases.iter_mut().enumerate() {
+            bar.set(n as u64);
+            bar.detail(&case.name);
             let continuation = oracle.continue_greedily(&case.ids, case.max_new_tokens);
             let continuation = continuation.map_err(|e| e.to_string())?;
             case.forced_ids.clone_from(&continuation.ids);
             self.truth.continuations.insert(case.name.clone(), continuation);
         }
+        drop(bar);
         self.truth.oracle = Some(oracle);
         let (n, took) = (self.plan.cases.len(), began.elapsed().as_secs_f64());
         self.progress.say(&format!("oracle: {} in float64, {took:.1} s", count(n, "case")));
@@ -381,11 +387,11 @@ impl Jury<'_, '_> {
         answer: Result<AdapterCommand, Missing>,
     ) -> Result<Evidence, RunError> {
         let name = &self.run.request.references[place].name;
-        let say = |line: &str| self.run.progress.say(line);
+        let progress = self.run.progress;
         match answer {
-            Ok(command) => Ok(collect(&command, Role::Reference, self.settings, &say)?),
+            Ok(command) => Ok(collect(&command, Role::Reference, self.settings, progress)?),
             Err(missing) => {
-                say(&format!("{name}: {missing}"));
+                progress.say(&format!("{name}: {missing}"));
                 let mut evidence = collect::empty(name, Role::Reference);
                 let mend = Some(missing.mend).filter(|mend| !mend.is_empty());
                 evidence.missing = Some((missing.reason, mend));
@@ -409,7 +415,7 @@ impl Jury<'_, '_> {
         let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
         // With a strategy, what it leaves out is not told here either.
         if run.request.strategy.is_none() {
-            run.progress.pair(&evidence[0].name, &evidence[1].name, &verdicts.rows);
+            tell_pair(run.progress, &evidence[0].name, &evidence[1].name, &verdicts.rows);
         }
         evidence.swap(1, last);
         verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)

@@ -1,7 +1,6 @@
 //! What can go wrong with a child, by kind: each becomes a verdict of its own.
 
 use std::fmt;
-use std::time::Duration;
 
 use super::child::ExitState;
 
@@ -108,18 +107,6 @@ impl std::error::Error for Failure {}
 
 pub(crate) fn indent(text: &str) -> String {
     text.lines().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
-}
-
-/// A duration as people say it: `0.4 s`, `12 s`, `3 min 05 s`.
-pub(crate) fn human_time(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds < 10.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 120.0 {
-        format!("{seconds:.0} s")
-    } else {
-        format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60)
-    }
 }
 
 #[cfg(test)]

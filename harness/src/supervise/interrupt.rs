@@ -71,8 +71,8 @@ fn wait_and_exit(mut signals: signal_hook::iterator::Signals) {
     for path in half_made().iter() {
         remove(path);
     }
-    llorch_models::errln!("\ninterrupted");
-    std::process::exit(128 + signal);
+    // Behind the ^C that the terminal shows.
+    llorch_models::progress::leave("\ninterrupted", 128 + signal)
 }
 
 /// Removes this file or folder if the program is interrupted while the guard lives. Dropping the

@@ -35,7 +35,6 @@ mod tool;
 
 pub use child::{ExitState, Forced};
 pub use command::{AdapterCommand, CommandError};
-pub(crate) use failure::human_time;
 pub use failure::{Failure, FailureKind};
 pub use group::{group_is_empty, live_groups};
 pub(crate) use interrupt::await_exit;

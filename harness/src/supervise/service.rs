@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::human_time;
+
 use super::child::{Child, ExitState, Role, Stopped};
 use super::command::AdapterCommand;
-use super::failure::{Failure, FailureKind, human_time};
+use super::failure::{Failure, FailureKind};
 use super::interrupt::interrupted;
 use super::limits::Limits;
 use super::lines::{Line, Lines};

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::human_time;
 use llorch_trace::protocol::{
     DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request,
     Response, RunRequest, TensorMessage,
@@ -17,7 +18,7 @@ use llorch_trace::tensor::Dtype;
 
 use super::child::{Child, ExitState, Forced, Role, Stopped};
 use super::command::AdapterCommand;
-use super::failure::{Failure, FailureKind, human_time};
+use super::failure::{Failure, FailureKind};
 use super::interrupt::{await_exit, interrupted};
 use super::limits::Limits;
 use super::lines::{LINE_CAP, Line, Lines, excerpt, start_of};

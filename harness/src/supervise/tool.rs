@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use llorch_models::progress::human_time;
+
 use super::child::{Child, ExitState, Role};
 use super::command::AdapterCommand;
-use super::failure::{human_time, indent};
+use super::failure::indent;
 use super::interrupt::{await_exit, interrupted};
 use super::lines::{Line, Lines};
 

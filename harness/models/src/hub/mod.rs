@@ -66,7 +66,7 @@ pub fn resolve(
     if options.offline || env.offline {
         return Err(offline(id, revision, &store, cached.as_ref()));
     }
-    match store.download(options.quiet) {
+    match store.download(&Progress::new(options.quiet)) {
         Ok(snapshot) => finish(name, id, &snapshot, Some(&env.endpoint), cache),
         // All but a tokenizer is there, and the hub can't be asked for one: good enough.
         Err(error @ ModelError::Network { .. }) => match &usable {
@@ -183,7 +183,7 @@ impl<'a> Store<'a> {
     }
 
     /// Brings what the repository has of the files that matter.
-    fn download(&self, quiet: bool) -> Result<Snapshot, ModelError> {
+    fn download(&self, progress: &Progress) -> Result<Snapshot, ModelError> {
         let client = Client::new(self.env)?;
         let listing = client.listing(&self.repo, self.id)?;
         let remotes = self.describe_all(&client, listing.as_ref())?;
@@ -194,17 +194,15 @@ impl<'a> Store<'a> {
             missing.iter().map(|remote| remote.bytes - self.already_there(remote)).sum();
         if !missing.is_empty() {
             check_free_space(&format!("{} ({} files)", self.id, missing.len()), &self.root, bytes)?;
-            if !quiet {
-                let megabytes = bytes as f64 / 1e6;
-                let (files, root) = (missing.len(), self.root.display());
-                crate::errln!(
-                    "{} at {commit}: {megabytes:.1} MB to download in {files} files, into {root}",
-                    self.id
-                );
-            }
+            let megabytes = bytes as f64 / 1e6;
+            let (files, root) = (missing.len(), self.root.display());
+            progress.say(&format!(
+                "{} at {commit}: {megabytes:.1} MB to download in {files} files, into {root}",
+                self.id
+            ));
         }
         for remote in &remotes {
-            self.bring(&client, remote, quiet)?;
+            self.bring(&client, remote, progress)?;
         }
         if self.repo.revision() != commit {
             self.cached.create_ref(&commit).map_err(ModelError::hub_cache(&self.root))?;
@@ -291,7 +289,12 @@ impl<'a> Store<'a> {
     }
 
     /// Downloads one file, unless its content is there, and links it into the snapshot.
-    fn bring(&self, client: &Client, remote: &Remote, quiet: bool) -> Result<(), ModelError> {
+    fn bring(
+        &self,
+        client: &Client,
+        remote: &Remote,
+        progress: &Progress,
+    ) -> Result<(), ModelError> {
         let blob = self.cached.blob_path(&remote.etag);
         let pointer = self.cached.pointer_path(&remote.commit).join(&remote.name);
         // Where the Python library locks, too: neither writes into the other's download.
@@ -307,8 +310,8 @@ impl<'a> Store<'a> {
         }
         let _lock = lock(&lock_file).map_err(ModelError::hub_cache(&lock_file))?;
         if !self.has_blob(remote) {
-            let mut progress = Progress::start(quiet, &remote.name, remote.bytes);
-            transfer::download(client, &self.repo, remote, &blob, &mut progress)?;
+            let bar = progress.bytes(&format!("downloading {}", remote.name), remote.bytes);
+            transfer::download(client, &self.repo, remote, &blob, &bar)?;
         }
         link(&blob, &remote.etag, &pointer)
     }

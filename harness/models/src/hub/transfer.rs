@@ -2,8 +2,8 @@
 
 use super::client::{Client, Failure, Remote};
 use crate::error::ModelError;
-use crate::hash::{hex, sha256_file};
-use crate::progress::Progress;
+use crate::hash::{hex, sha256_shown};
+use crate::progress::Bar;
 use hf_hub::Repo;
 use sha1::{Digest, Sha1};
 use std::fs::{self, File};
@@ -17,20 +17,20 @@ pub(super) fn download(
     repo: &Repo,
     remote: &Remote,
     blob: &Path,
-    progress: &mut Progress,
+    bar: &Bar,
 ) -> Result<(), ModelError> {
     // The Python library's name for it: either can go on with what the other began.
     let partial = blob.with_file_name(format!("{}.incomplete", remote.etag));
     let inherited = fs::metadata(&partial).map_or(0, |found| found.len());
-    receive(client, repo, remote, &partial, progress)?;
+    receive(client, repo, remote, &partial, bar)?;
     let mut verified = verify(client, remote, &partial);
     if inherited > 0 && matches!(verified, Err(ModelError::WrongHash { .. })) {
         // The fault may lie in what an earlier command left.
-        progress.note(&format!(
+        bar.say(&format!(
             "{}: what an earlier download left is damaged; starting over",
             remote.name
         ));
-        receive(client, repo, remote, &partial, progress)?;
+        receive(client, repo, remote, &partial, bar)?;
         verified = verify(client, remote, &partial);
     }
     verified?;
@@ -43,7 +43,7 @@ fn receive(
     repo: &Repo,
     remote: &Remote,
     partial: &Path,
-    progress: &mut Progress,
+    bar: &Bar,
 ) -> Result<(), ModelError> {
     let mut file = File::options()
         .create(true)
@@ -56,9 +56,9 @@ fn receive(
         have = 0;
     }
     let (mut furthest, mut failures) = (have, 0);
-    progress.set(have);
+    bar.set(have);
     while have < remote.bytes {
-        let outcome = receive_once(client, repo, remote, &mut file, have, progress);
+        let outcome = receive_once(client, repo, remote, &mut file, have, bar);
         have = file.metadata().map_err(ModelError::hub_cache(partial))?.len();
         let reason = match outcome {
             Ok(()) if have == remote.bytes => break,
@@ -74,7 +74,7 @@ fn receive(
         if failures >= client.attempts() {
             return Err(gave_up(client, remote, have, reason));
         }
-        progress.note(&format!(
+        bar.say(&format!(
             "{}: {} after {have} of {} bytes; going on from there",
             remote.name,
             reason.as_deref().unwrap_or("the connection ended"),
@@ -118,7 +118,7 @@ fn receive_once(
     remote: &Remote,
     file: &mut File,
     have: u64,
-    progress: &mut Progress,
+    bar: &Bar,
 ) -> Result<(), Interrupted> {
     let incoming = client.open(repo, remote, have).map_err(|failure| match failure {
         Failure::Passing(reason) => Interrupted::Connection(reason),
@@ -127,7 +127,7 @@ fn receive_once(
     if incoming.start != have {
         // A server that knows no ranges sends the file from its start.
         truncate(file, 0).map_err(Interrupted::Disk)?;
-        progress.set(0);
+        bar.set(0);
         if incoming.start != 0 {
             return Err(Interrupted::Connection(format!(
                 "bytes from {} on, not from {have}",
@@ -144,7 +144,7 @@ fn receive_once(
             Ok(0) => return Ok(()),
             Ok(n) => {
                 file.write_all(&buffer[..n]).map_err(Interrupted::Disk)?;
-                progress.add(n as u64);
+                bar.add(n as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Cut short: what a server that ends early looks like, too.
@@ -164,7 +164,7 @@ fn truncate(file: &mut File, len: u64) -> io::Result<()> {
 fn verify(client: &Client, remote: &Remote, partial: &Path) -> Result<(), ModelError> {
     let is_hex = remote.etag.bytes().all(|b| b.is_ascii_hexdigit());
     let (name, found) = match remote.etag.len() {
-        64 if is_hex => ("sha256", sha256_file(partial)),
+        64 if is_hex => ("sha256", sha256_shown(partial)),
         40 if is_hex => ("git blob id", git_blob_id(partial)),
         // No hash of the content: only the size could be checked.
         _ => return Ok(()),

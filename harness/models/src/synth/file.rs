@@ -1,7 +1,7 @@
 //! A safetensors file written tensor by tensor, so that 6 GB of weights need no 6 GB of memory.
 
 use crate::error::ModelError;
-use crate::progress::Progress;
+use crate::progress::Bar;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ pub(super) struct TensorFile {
     layout: Layout,
     current: usize,
     written: usize,
-    progress: Progress,
+    progress: Bar,
 }
 
 impl TensorFile {
@@ -53,7 +53,7 @@ impl TensorFile {
         path: &Path,
         layout: Layout,
         header: &[u8],
-        progress: Progress,
+        progress: Bar,
     ) -> Result<TensorFile, ModelError> {
         let file = File::create(path).map_err(ModelError::cache(path))?;
         let mut file = BufWriter::with_capacity(1 << 20, file);

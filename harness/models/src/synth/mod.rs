@@ -12,7 +12,7 @@ mod tensors;
 
 use crate::cache::{check_free_space, publish_dir};
 use crate::error::ModelError;
-use crate::hash::{hash_file, hex, sha256_file};
+use crate::hash::{hash_file, hex, sha256_shown};
 use crate::progress::Progress;
 use crate::{ModelKind, ResolveOptions, ResolvedModel, folder, nano};
 use file::{Layout, TensorFile};
@@ -85,13 +85,13 @@ pub fn resolve(
         |fresh| {
             check_free_space(&format!("synth:{}", size.name), fresh, bytes)?;
             let what = format!("computing synth:{} from seed {seed}", size.name);
-            let progress = Progress::start(options.quiet, &what, file::data_bytes(&layout));
+            let progress = Progress::new(options.quiet).bytes(&what, file::data_bytes(&layout));
             let weights = fresh.join("model.safetensors");
             write_tensors(
                 Plan::new(size, seed),
                 TensorFile::create(&weights, layout.clone(), &header, progress)?,
             )?;
-            let sha256 = sha256_file(&weights).map_err(ModelError::io("read", &weights))?;
+            let sha256 = sha256_shown(&weights).map_err(ModelError::io("read", &weights))?;
             let record = (RECORD, sha256.into_bytes());
             let config = ("config.json", config(size).into_bytes());
             let tokenizer = nano::tokenizer_files().map(|file| (file.name, file.bytes.to_vec()));

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::super::progress::Progress;
-use super::super::{Missing, cargo, lock_path, sources};
+use llorch_models::progress::Bar;
+
+use super::super::{Missing, cargo, lock_path, say, sources};
 use super::{Work, loosen};
 use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
 
@@ -12,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Writes the sources and the lock file. Whether the adapter's code fits the releases is for the build
 /// to find out.
-pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Missing> {
+pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
     let (asking, reference) = (work.asking, work.reference);
     let manifest = format!("adapters/{}/Cargo.toml", reference.entry);
     let lock = lock_path(reference);
@@ -30,7 +31,7 @@ pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Mi
         }
     }
     let cargo = cargo::cargo_program()?;
-    progress.say("asking the crate registry for its newest release");
+    say(bar, "asking the crate registry for its newest release");
     let command = AdapterCommand::new("cargo generate-lockfile", cargo)
         .arg("generate-lockfile")
         .env("CARGO_TERM_COLOR", "never")
@@ -38,9 +39,10 @@ pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Mi
         // The newest that the Rust of this machine compiles.
         .env("CARGO_RESOLVER_INCOMPATIBLE_RUST_VERSIONS", "fallback")
         .cwd(work.root.join("adapters").join(&reference.entry));
-    run_tool_with(&command, LIMIT, Some(work.log), &mut |event| match event {
-        ToolEvent::Line(_) => {}
-        ToolEvent::Tick(elapsed) => progress.tick("asking the crate registry", elapsed),
+    run_tool_with(&command, LIMIT, Some(work.log), &mut |event| {
+        if let ToolEvent::Line(line) = event {
+            bar.detail(line);
+        }
     })
     .map_err(|failure| work.unanswered(&failure))?;
     Ok(())

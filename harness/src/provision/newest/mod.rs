@@ -23,10 +23,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use llorch_models::progress::Progress;
+
 use super::lock;
 use super::pins::{self, Pin};
-use super::progress::Progress;
-use super::{Missing, ProvisionOptions, Provisioner, lock_path, setup_command};
+use super::{Missing, ProvisionOptions, Provisioner, lock_path, say, setup_command};
 use crate::references::{Kind, RefName, Reference, Release};
 use crate::supervise::ToolFailure;
 use crate::text::rfc3339;
@@ -110,7 +111,7 @@ fn ask(asking: &Provisioner, reference: &Reference) -> Result<Option<PathBuf>, M
         let folder = folder(asking);
         failed(&name, format!("failed to write {}: {error}", folder.display()), retry(&name))
     };
-    let mut progress = Progress::new(&name, asking.options.quiet);
+    let bar = Progress::new(asking.options.quiet).open(&name, "asking for its newest release");
     let folder = folder(asking);
     std::fs::create_dir_all(&folder).map_err(unwritten)?;
     let fresh =
@@ -121,14 +122,14 @@ fn ask(asking: &Provisioner, reference: &Reference) -> Result<Option<PathBuf>, M
     let root = fresh.path().to_owned();
     let work = Work { asking, reference, root: &root, log: &log };
     match reference.kind {
-        Kind::Python => python::resolve(&work, &mut progress)?,
-        Kind::Cargo => cargo::resolve(&work, &mut progress)?,
+        Kind::Python => python::resolve(&work, &bar)?,
+        Kind::Cargo => cargo::resolve(&work, &bar)?,
     }
     let found = work.found();
     let (pinned, all) = (pins::all(reference, &|p| asking.text(p)), found.pins());
     // Registries add files to releases that are out already: versions decide, not hashes.
     let is_pinned = all.iter().all(|pin| pinned.contains(pin));
-    progress.say(&told(&found, reference, &pinned, is_pinned));
+    say(&bar, &told(&found, reference, &pinned, is_pinned));
     let versions = found.versions();
     let dir = match is_pinned {
         true => None,
@@ -313,7 +314,7 @@ fn remember(asking: &Provisioner, reference: &Reference) -> Result<Option<PathBu
         None => return Err(never()),
     };
     let text = format!("not asked for anew; on {} it was {}", record.resolved, record.versions);
-    Progress::new(&name, asking.options.quiet).say(&text);
+    Progress::new(asking.options.quiet).say(&format!("{name}: {text}"));
     Ok(dir)
 }
 

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::super::progress::Progress;
-use super::super::{Missing, find, lock_path, pins, uv};
+use llorch_models::progress::Bar;
+
+use super::super::{Missing, find, lock_path, pins, say, uv};
 use super::{Work, loosen};
 use crate::references::Release;
 use crate::supervise::{AdapterCommand, ToolEvent, run_tool, run_tool_with};
@@ -12,7 +13,7 @@ use crate::supervise::{AdapterCommand, ToolEvent, run_tool, run_tool_with};
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// Writes the lock file.
-pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Missing> {
+pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
     let (asking, reference) = (work.asking, work.reference);
     let input = format!("refs/{}/requirements.in", reference.name);
     let asked = asking.text(&input).ok_or_else(|| {
@@ -20,8 +21,8 @@ pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Mi
     })?;
     work.write(&input, loosen::requirements(&asked).as_bytes())?;
     let python = find::python(reference.python.as_deref().unwrap_or("3.11"))?;
-    let uv = uv::ensure(asking, &python.path, progress)?;
-    progress.say("asking the package index for its newest release");
+    let uv = uv::ensure(asking, &python.path, bar)?;
+    say(bar, "asking the package index for its newest release");
 
     let lock = work.root.join(lock_path(reference));
     let file = |path: &std::path::Path| {
@@ -44,9 +45,10 @@ pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Mi
     };
     let whole = compile(&["--fork-strategy", "fewest", "--generate-hashes", "--quiet"]);
     let whole = whole.args(["-o", &file(&lock)]);
-    run_tool_with(&whole, LIMIT, Some(work.log), &mut |event| match event {
-        ToolEvent::Line(_) => {}
-        ToolEvent::Tick(elapsed) => progress.tick("asking the package index", elapsed),
+    run_tool_with(&whole, LIMIT, Some(work.log), &mut |event| {
+        if let ToolEvent::Line(line) = event {
+            bar.detail(line);
+        }
     })
     .map_err(|failure| work.unanswered(&failure))?;
 
@@ -57,10 +59,13 @@ pub(super) fn resolve(work: &Work<'_>, progress: &mut Progress) -> Result<(), Mi
         for pin in work.found().telling() {
             let newer = newest.iter().rev().find(|n| n.name == pin.name).filter(|n| **n != pin);
             if let Some(newer) = newer {
-                progress.say(&format!(
-                    "{newer} is out, but {pin} is the newest for Python {} beside the others",
-                    python.version()
-                ));
+                say(
+                    bar,
+                    &format!(
+                        "{newer} is out, but {pin} is the newest for Python {} beside the others",
+                        python.version()
+                    ),
+                );
             }
         }
     }
