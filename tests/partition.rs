@@ -196,6 +196,14 @@ fn parts_that_do_not_belong_together_are_refused() {
     parts.edit("part-2/evidence.json", "fake 1.0", "fake 2.0");
     parts.refused(&["part-1", "part-2"], "is fake 1.0 and fake 2.0");
     parts.run("2", &[]);
+    for (k, lock) in [("1", "a"), ("2", "b")] {
+        let lock = format!("\"lock_sha256\": \"{}\"", lock.repeat(64));
+        parts.edit(&format!("part-{k}/evidence.json"), "\"lock_sha256\": null", &lock);
+    }
+    parts
+        .refused(&["part-1", "part-2"], "was installed from the lock files aaaaaaaaaaaa… and bbbb");
+    parts.run("1", &[]);
+    parts.run("2", &[]);
     let sha256 =
         result(&parts.place.path("part-2"))["model"]["sha256"].as_str().unwrap().to_string();
     parts.edit("part-2/result.json", &sha256, &"0".repeat(64));

@@ -181,7 +181,11 @@ fn setup(args: &SetupArgs) -> u8 {
         match ready {
             Ok(versions) => print(format!("{name}: ready ({versions})")),
             Err(Missing { reason, mend }) => {
-                print(format!("{name}: {reason}\n  to mend it: {mend}"));
+                let mend = match mend.as_str() {
+                    "" => String::new(),
+                    mend => format!("\n  to mend it: {mend}"),
+                };
+                print(format!("{name}: {reason}{mend}"));
                 code = ENVIRONMENT;
             }
         }

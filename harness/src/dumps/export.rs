@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     pub new_tokens: usize,
     /// Export this reference too; may be repeated
-    #[arg(long = "ref", value_name = "NAME[:VARIANT]|NAME=COMMAND")]
+    #[arg(long = "ref", value_name = "NAME[:VARIANT][@latest]|NAME=COMMAND")]
     pub references: Vec<String>,
     /// A command that speaks the adapter protocol, in place of llorch-cpud
     #[arg(long, value_name = "COMMAND")]

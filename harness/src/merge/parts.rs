@@ -79,6 +79,7 @@ fn same_model(a: &ModelRecord, b: &ModelRecord) -> bool {
 fn versions(parts: &[Part]) -> Result<(), RunError> {
     let mut known: BTreeMap<&str, (&Part, &llorch_trace::protocol::HelloResponse)> =
         BTreeMap::new();
+    let mut locks: BTreeMap<&str, (&Part, &str)> = BTreeMap::new();
     for part in parts {
         for e in &part.collected.evidence {
             let Some(hello) = &e.hello else { continue };
@@ -89,6 +90,16 @@ fn versions(parts: &[Part]) -> Result<(), RunError> {
             }
             if hello != expected {
                 let what = format!("{} describes itself differently", e.name);
+                return Err(unlike(&first.dir, &part.dir, &what));
+            }
+            // What it stands on beside the versions that it tells.
+            let Some(lock) = &e.lock_sha256 else { continue };
+            let (first, expected) = *locks.entry(&e.name).or_insert((part, lock));
+            if lock != expected {
+                let what = format!(
+                    "{} was installed from the lock files {expected:.12}… and {lock:.12}…",
+                    e.name
+                );
                 return Err(unlike(&first.dir, &part.dir, &what));
             }
         }

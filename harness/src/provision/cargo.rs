@@ -161,7 +161,8 @@ fn build(
                 "{shown} can't be built with the adapter: {error} (all of it in {})",
                 log.display()
             ),
-            mend: format!("compare with the pinned release, --ref {}", reference.name),
+            // Nothing does here: the pinned release is another column.
+            mend: String::new(),
         },
         _ => failed(name, failure.brief()),
     })?;

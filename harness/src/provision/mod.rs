@@ -71,13 +71,16 @@ impl Default for ProvisionOptions {
 pub struct Missing {
     /// Why, in one sentence.
     pub reason: String,
-    /// The one command (or step) that mends it.
+    /// The one command (or step) that mends it; empty where none does.
     pub mend: String,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (to mend it: {})", self.reason, self.mend)
+        match self.mend.as_str() {
+            "" => f.write_str(&self.reason),
+            mend => write!(f, "{} (to mend it: {mend})", self.reason),
+        }
     }
 }
 

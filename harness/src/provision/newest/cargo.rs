@@ -22,8 +22,7 @@ pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
         let bytes = asking.bytes(&path).unwrap_or_default();
         if path == manifest {
             let loosened = loosen::manifest(&String::from_utf8_lossy(&bytes)).map_err(|error| {
-                let reason = format!("failed to read {manifest}: {error}");
-                super::failed(&work.name(), reason, "reinstall llorch-diff".into())
+                super::failed(&work.name(), &format!("failed to read {manifest}: {error}"))
             })?;
             work.write(&path, loosened.as_bytes())?;
         } else if path != lock {

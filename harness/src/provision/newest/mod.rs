@@ -79,9 +79,8 @@ pub(super) fn at(
     };
     let name = asking.called(reference);
     if let Some(dir) = &dir {
-        lock::hold(dir).map_err(|e| {
-            failed(&name, format!("failed to use {}: {e}", dir.display()), retry(&name))
-        })?;
+        lock::hold(dir)
+            .map_err(|e| failed(&name, &format!("failed to use {}: {e}", dir.display())))?;
     }
     Ok(of(dir))
 }
@@ -109,7 +108,7 @@ fn ask(asking: &Provisioner, reference: &Reference) -> Result<Option<PathBuf>, M
     let name = asking.called(reference);
     let unwritten = |error: std::io::Error| {
         let folder = folder(asking);
-        failed(&name, format!("failed to write {}: {error}", folder.display()), retry(&name))
+        failed(&name, &format!("failed to write {}: {error}", folder.display()))
     };
     let bar = Progress::new(asking.options.quiet).open(&name, "asking for its newest release");
     let folder = folder(asking);
@@ -172,30 +171,31 @@ impl Work<'_> {
         let file = self.root.join(path);
         let written = std::fs::create_dir_all(file.parent().unwrap_or(self.root))
             .and_then(|()| std::fs::write(&file, bytes));
-        written.map_err(|e| {
-            failed(&self.name(), format!("failed to write {}: {e}", file.display()), self.retry())
-        })
+        written
+            .map_err(|e| failed(&self.name(), &format!("failed to write {}: {e}", file.display())))
     }
 
-    /// A tool that gave no answer.
+    /// A tool that gave no answer: its first error, the cause, and of cargo, which begins far away, the end.
     fn unanswered(&self, failure: &ToolFailure) -> Missing {
-        let lines: Vec<&str> = failure.tail.lines().map(str::trim).collect();
-        let at = lines.iter().position(|line| line.starts_with("error"));
-        let reason = match at {
-            Some(at) => lines[at..].iter().take(2).copied().collect::<Vec<_>>().join("; "),
-            None => failure.brief(),
+        let lines = failure.tail.lines().map(str::trim);
+        let lines: Vec<&str> = lines
+            .skip_while(|line| !line.starts_with("error"))
+            .filter(|line| !line.is_empty() && *line != "Caused by:")
+            .collect();
+        let mut told: Vec<&str> = lines.iter().take(2).copied().collect();
+        if self.reference.kind == Kind::Cargo {
+            told.extend(lines.iter().skip(2).last());
+        }
+        let mut reason = match told.is_empty() {
+            true => failure.brief(),
+            false => told.join("; "),
         };
-        failed(
-            &self.name(),
-            format!("{reason} (all of it in {})", self.log.display()),
-            self.retry(),
-        )
-    }
-
-    fn retry(&self) -> String {
-        let has_record = read(&folder(self.asking), &self.name()).is_some();
-        let last = if has_record { ", or take what it was last with --offline" } else { "" };
-        format!("{}{last}", retry(&self.name()))
+        reason.push_str(&format!(" (all of it in {})", self.log.display()));
+        if let Some(record) = read(&folder(self.asking), &self.name()) {
+            let last = format!("; --offline takes what it was on {}", record.resolved);
+            reason.push_str(&last);
+        }
+        failed(&self.name(), &reason)
     }
 
     fn found(&self) -> Found<'_> {
@@ -351,10 +351,6 @@ pub fn known(provisioner: &Provisioner) -> Vec<(Record, Reference, Provisioner)>
     found
 }
 
-fn retry(name: &str) -> String {
-    format!("`{}` tries again when the registry can be reached", setup_command(name))
-}
-
-fn failed(name: &str, reason: String, mend: String) -> Missing {
-    Missing { reason: format!("{name} can't be resolved: {reason}"), mend }
+fn failed(name: &str, reason: &str) -> Missing {
+    Missing { reason: format!("{name} can't be resolved: {reason}"), mend: setup_command(name) }
 }

@@ -16,9 +16,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
     let (asking, reference) = (work.asking, work.reference);
     let input = format!("refs/{}/requirements.in", reference.name);
-    let asked = asking.text(&input).ok_or_else(|| {
-        super::failed(&work.name(), format!("{input} isn't there"), "reinstall llorch-diff".into())
-    })?;
+    let asked = asking.text(&input);
+    let asked =
+        asked.ok_or_else(|| super::failed(&work.name(), &format!("{input} isn't there")))?;
     work.write(&input, loosen::requirements(&asked).as_bytes())?;
     let python = find::python(reference.python.as_deref().unwrap_or("3.11"))?;
     let uv = uv::ensure(asking, &python.path, bar)?;
