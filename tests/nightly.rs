@@ -8,8 +8,10 @@ mod run_support;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
-use run_support::{Place, assert_conforms, diff, fake, texts};
+use run_support::browser::{chromium, python};
+use run_support::{Place, assert_conforms, diff, fake, repository, texts};
 use serde_json::{Value, json};
 
 /// A folder with a config, a history and a model.
@@ -122,6 +124,7 @@ fn a_failure_is_new_once_and_mended_once() {
     nights.config("--mode wrong-value --point h.1.attn.q", "");
     let failing = nights.night(&[]);
     assert_eq!(failing.code, 1, "{}{}", failing.stdout, failing.stderr);
+    assert_eq!(failing.json()["runs"][0]["failures"].as_array().unwrap().len(), 1);
     let new = &failing.json()["news"]["new_failures"];
     assert_eq!(new.as_array().unwrap().len(), 1, "{new}");
     assert!(failing.file("index.html").contains("New failure"));
@@ -130,6 +133,13 @@ fn a_failure_is_new_once_and_mended_once() {
         junit.contains("<failure") && junit.contains("model-suite-f32: 2 QKV projection"),
         "{junit}"
     );
+    let shots = repository().join("target/reports/nightly");
+    let look = Command::new(python())
+        .arg(repository().join("tests/browser/night.py"))
+        .args([chromium(), &failing.out, &shots])
+        .output()
+        .unwrap();
+    assert!(look.status.success(), "{}", texts(&look).1);
     let again = nights.night(&[]);
     assert!(again.first_line().starts_with("FAIL · nothing changed"), "{}", again.stdout);
     assert_eq!((again.code, &again.json()["news"]["new_failures"]), (1, &json!([])));

@@ -7,7 +7,9 @@ import json
 import pathlib
 import sys
 
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import sync_playwright
+
+import watch
 
 chromium, page_path, result_path, shots = map(pathlib.Path, sys.argv[1:])
 url = page_path.resolve().as_uri()
@@ -33,29 +35,6 @@ def largest(values):
 
 def rows(**fields):
     return [r for r in result["rows"] if all(r[k] == v for k, v in fields.items())]
-
-
-def watched(context):
-    page = context.new_page()
-    page.complaints = []
-    page.on("console", lambda m: page.complaints.append(f"console {m.type}: {m.text}"))
-    page.on("pageerror", lambda e: page.complaints.append(f"error: {e}"))
-
-    def request(r):
-        if not r.url.startswith(("file:", "data:")):
-            page.complaints.append(f"request: {r.url}")
-
-    page.on("request", request)
-    page.goto(url)
-    return page
-
-
-def shoot(page, name):
-    """For people: a browser that can't hold the whole page in one picture shows its top."""
-    try:
-        page.screenshot(path=shots / name, full_page=True)
-    except Error:
-        page.screenshot(path=shots / name)
 
 
 def check_figures(page):
@@ -198,45 +177,42 @@ def check_narrow(page):
 
 
 with sync_playwright() as playwright:
-    # Root in a container has no sandbox; the machine may have no GPU.
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    browser = playwright.chromium.launch(executable_path=str(chromium), args=flags)
+    browser = watch.browser(playwright, chromium)
     wide, phone = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
     pages = []
 
-    light = watched(browser.new_context(viewport=wide, color_scheme="light"))
-    shoot(light, "light.png")
+    light = watch.opened(browser.new_context(viewport=wide, color_scheme="light"), url)
+    watch.shoot(light, shots / "light.png")
     check_figures(light)
     check_verdict(light)
     check_chart(light)
     check_clicks(light)
     pages.append(light)
 
-    dark = watched(browser.new_context(viewport=wide, color_scheme="dark"))
-    shoot(dark, "dark.png")
+    dark = watch.opened(browser.new_context(viewport=wide, color_scheme="dark"), url)
+    watch.shoot(dark, shots / "dark.png")
     paper = [p.evaluate("getComputedStyle(document.body).backgroundColor") for p in (light, dark)]
     assert paper[0] != paper[1], paper
     pages.append(dark)
 
-    narrow = watched(browser.new_context(viewport=phone))
-    shoot(narrow, "phone.png")
+    narrow = watch.opened(browser.new_context(viewport=phone), url)
+    watch.shoot(narrow, shots / "phone.png")
     check_narrow(narrow)
     pages.append(narrow)
 
-    printed = watched(browser.new_context(viewport=wide))
+    printed = watch.opened(browser.new_context(viewport=wide), url)
     printed.pdf(path=shots / "print.pdf", format="A4", print_background=True)
     pages.append(printed)
 
     # Without JavaScript the tables, the chart and the links into folded parts are still there.
-    bare = watched(browser.new_context(viewport=wide, java_script_enabled=False))
+    bare = watch.opened(browser.new_context(viewport=wide, java_script_enabled=False), url)
     assert bare.locator("#matrix tbody tr").count() == 13
     assert bare.locator("#chart svg path").count() > 10
     assert not bare.locator("#copy").is_visible() and not bare.locator("#readout").is_visible()
     bare.locator("#matrix a[href='#c-4']").click()
     assert bare.locator("[id='c-4'] table").first.is_visible(), "a link opens what is folded"
-    shoot(bare, "no-script.png")
+    watch.shoot(bare, shots / "no-script.png")
     pages.append(bare)
 
-    for page in pages:
-        assert not page.complaints, page.complaints
+    watch.no_complaints(pages)
     browser.close()

@@ -112,8 +112,13 @@ impl Scale {
             return "0".into();
         }
         let decades = self.low as i32..=self.high as i32;
-        let here = decades.filter(|d| self.row(10f64.powi(*d)) == row);
-        here.max().map_or(String::new(), |d| format!("1e{d}"))
+        // Where there is room: 2 and 5 of each decade as well.
+        let between: &[i32] = if self.high - self.low <= 2.0 { &[1, 2, 5] } else { &[1] };
+        let labels = decades.flat_map(|d| between.iter().map(move |n| (*n, d)));
+        let value = |(n, d): (i32, i32)| f64::from(n) * 10f64.powi(d);
+        let inside = |v: f64| v.log10() <= self.high + 1e-9;
+        let mut here = labels.filter(|l| inside(value(*l)) && self.row(value(*l)) == row);
+        here.next().map_or(String::new(), |(n, d)| format!("{n}e{d}"))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::history::read::History;
 use crate::history::record::Record;
 use crate::history::tell;
 use crate::plan::Filter;
-use crate::report::sentences::first_line;
+use crate::report::sentences::{Cause, first_cause, first_line, parties, place as place_of};
 use crate::report::view::checkpoints;
 use crate::report::{ReportFormat, Run, Style, export, junit_suites, target};
 use crate::result::{RunVerdict, Unchecked, UncheckedKind, Verdict};
@@ -83,7 +83,10 @@ fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outco
     }
     let record = Record::new(result, &outcome.collected.evidence);
     let missing = |u: &&Unchecked| u.kind == UncheckedKind::Missing;
-    let failures = result.odd.iter().map(crate::report::wrong).collect::<Vec<_>>();
+    let mut failures: Vec<String> = result.odd.iter().map(crate::report::wrong).collect();
+    if let (true, Some(Cause::Row(row))) = (failures.is_empty(), first_cause(result)) {
+        failures.push(format!("{} at {}", parties(row), place_of(row)));
+    }
     let made = Outcome {
         name: task.name.clone(),
         model: task.model.clone(),
@@ -240,7 +243,7 @@ fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<
     let (unchecked, failures) = (unchecked.collect::<Vec<_>>(), failures.collect::<Vec<_>>());
     let agreed = of(Verdict::Pass).count() + of(Verdict::Warn).count();
     let says = format!(
-        "{} · {agreed} of {} published answers, {} wrong, {} UNCHECKED",
+        "{} · {agreed} of {} published answers agree, {} wrong, {} UNCHECKED",
         result.verdict.name(),
         result.published.len(),
         failures.len(),

@@ -14,7 +14,8 @@ use crate::text::shell_word;
 struct Page<'a> {
     css: &'static str,
     mark: Mark,
-    headline: String,
+    title: String,
+    says: String,
     night: &'a Night,
     started: String,
     took: String,
@@ -45,11 +46,13 @@ pub fn page(night: &Night) -> anyhow::Result<String> {
     let unchecked = night.runs.iter().flat_map(|run| {
         run.unchecked.iter().map(|u| (run.name.clone(), u.what.clone(), u.reason.clone()))
     });
-    let command: Vec<String> = night.command.iter().map(|word| shell_word(word)).collect();
+    let words = night.command.iter().skip(1).map(|word| shell_word(word));
+    let command: Vec<String> = ["llorch-diff".to_string()].into_iter().chain(words).collect();
     let page = Page {
         css: REPORT_CSS,
         mark: night.verdict.into(),
-        headline: night.headline(),
+        title: night.headline(),
+        says: night.says(),
         night,
         started: date(&night.started),
         took: seconds(night.seconds),

@@ -131,7 +131,7 @@ fn execute_all(
 ) -> anyhow::Result<(Vec<Outcome>, bool)> {
     let shared = execute::Shared { means: &args.means, out: &args.out, keep: args.keep, past };
     let (mut runs, mut remembered) = (Vec::new(), true);
-    let bar = Progress::new(false).steps("nightly", "task", tasks.len());
+    let bar = Progress::new(false).steps("nightly", "run", tasks.len());
     for (n, task) in tasks.iter().enumerate() {
         bar.set(n as u64);
         bar.detail(&task.name);

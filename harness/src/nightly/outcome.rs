@@ -71,6 +71,11 @@ impl Outcome {
 impl Night {
     /// The sentence that everything begins with.
     pub fn headline(&self) -> String {
+        format!("{} · {}", self.verdict.name(), self.says())
+    }
+
+    /// The same without the verdict.
+    pub fn says(&self) -> String {
         let runs = crate::text::count(self.runs.len(), "run");
         let news = match (&self.news.since, self.news.nothing_changed) {
             (None, _) if self.history.is_none() => "no history is kept".to_string(),
@@ -84,7 +89,7 @@ impl Night {
                 format!("{} of {of} changed since {}: {listed}", names.len(), date(since))
             }
         };
-        format!("{} · {news} · {runs}", self.verdict.name())
+        format!("{news} · {runs}")
     }
 
     pub fn changed(&self) -> impl Iterator<Item = &Outcome> {
