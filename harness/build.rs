@@ -45,6 +45,11 @@ fn has_excluded(folder: &Path) -> bool {
 }
 
 fn is_excluded(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name == "target" || name == "__pycache__" || name == ".pytest_cache")
+    let outside = ["target", "__pycache__", ".pytest_cache"];
+    // Goldens that wait for a review, and folders that a command works in.
+    let unaccepted = |name: &str| name == "pending" || name.starts_with(".re");
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+        outside.contains(&name)
+            || (path.parent().is_some_and(|p| p.ends_with("golden/nano")) && unaccepted(name))
+    })
 }

@@ -43,19 +43,21 @@ impl GoldenKey {
 
     /// The rows that are kept, along the token axis: the second of heads, else the first.
     pub fn select(&self, tensor: &Tensor) -> Result<Numbers, String> {
-        let all = Numbers::of(tensor);
+        self.select_numbers(Numbers::of(tensor))
+    }
+
+    pub fn select_numbers(&self, all: Numbers) -> Result<Numbers, String> {
         let Some(rows) = &self.rows else { return Ok(all) };
-        let axis = usize::from(tensor.shape.len() == 3);
-        let (Some(n), inner) =
-            (tensor.shape.get(axis), tensor.shape.get(axis + 1..).unwrap_or_default())
+        let axis = usize::from(all.shape.len() == 3);
+        let (Some(n), inner) = (all.shape.get(axis), all.shape.get(axis + 1..).unwrap_or_default())
         else {
-            return Err(format!("{} has shape {:?} and no rows", self.point, tensor.shape));
+            return Err(format!("{} has shape {:?} and no rows", self.point, all.shape));
         };
         if let Some(row) = rows.iter().find(|row| *row >= n) {
             return Err(format!("{} has {n} rows; the golden keeps row {row}", self.point));
         }
         let inner: usize = inner.iter().product();
-        let blocks: usize = tensor.shape[..axis].iter().product();
+        let blocks: usize = all.shape[..axis].iter().product();
         let mut values = Vec::with_capacity(blocks * rows.len() * inner);
         for block in 0..blocks {
             for row in rows {
@@ -63,13 +65,13 @@ impl GoldenKey {
                 values.extend_from_slice(&all.values[begin..begin + inner]);
             }
         }
-        let mut shape = tensor.shape.clone();
+        let mut shape = all.shape.clone();
         shape[axis] = rows.len();
         Ok(Numbers { shape, dtype: all.dtype, values })
     }
 
     /// Causal cells alone count in scores and probabilities: key j of query t where j ≤ S − T + t.
-    fn counts(&self, shape: &[usize], tokens: usize) -> impl Fn(usize) -> bool + use<> {
+    pub(super) fn counts(&self, shape: &[usize], tokens: usize) -> impl Fn(usize) -> bool + use<> {
         let causal = match (self.point.stage.is_causal(), shape) {
             (true, [_, kept, keys]) if *keys >= tokens => Some((*kept, *keys)),
             _ => None,
@@ -96,7 +98,7 @@ pub fn recorded_sha256(bundle: &Bundle) -> Option<&str> {
 }
 
 /// A case as the golden records it.
-fn sampling(bundle: &Bundle, case: &str) -> Sampling {
+pub(super) fn sampling(bundle: &Bundle, case: &str) -> Sampling {
     let recorded =
         bundle.manifest.provenance.get("cases").and_then(|c| c.get(case)?.get("sampling").cloned());
     recorded.and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default()

@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 
 use llorch_models::progress::Progress;
 use llorch_models::{ModelError, ModelKind, ResolveOptions, ResolvedModel};
-use llorch_trace::{Bundle, Dims, Dtype};
+use llorch_trace::{Dims, Dtype};
 
 use super::answers::{AnswerError, Questioner};
 use super::outcome::{Answer, GoldenResult, GoldenRow, SCHEMA, conclude};
 use super::published::{self, Entry};
+use super::review::pending::whole;
+use super::stop::Stop;
+use super::waiting::Waiting;
 use super::weights::Weights;
 use super::{bundles, show, tokenizer};
 use crate::lineup::{self, Member};
 use crate::live::{Live, LiveError};
 use crate::provision::ProvisionOptions;
 use crate::report::Format;
-use crate::result::Verdict;
+use crate::result::{RunVerdict, Verdict};
 use crate::run::means::Means;
 use crate::supervise::FailureKind;
 
@@ -35,6 +38,13 @@ pub struct Args {
     /// A command that speaks the adapter protocol, in place of llorch-cpud
     #[arg(long, value_name = "COMMAND")]
     pub subject: Option<String>,
+    /// The folder with hf-f32 and hf-f64: what is pending there is told, and its goldens are checked in
+    /// place of those in the program [default: golden/nano, if it is here, and the program's goldens]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Fail while goldens are pending that nobody has reviewed
+    #[arg(long)]
+    pub strict: bool,
     /// Never touch the network
     #[arg(long)]
     pub offline: bool,
@@ -48,6 +58,8 @@ impl Args {
             format: Format::Table,
             subject: subject.map(String::from),
             offline: means.offline,
+            dir: None,
+            strict: false,
         }
     }
 }
@@ -67,6 +79,8 @@ pub enum CheckError {
     Live(#[from] LiveError),
     #[error(transparent)]
     Trace(#[from] llorch_trace::Error),
+    #[error(transparent)]
+    Goldens(#[from] Stop),
     #[error("failed to unpack the goldens: {0}")]
     Unpack(std::io::Error),
 }
@@ -75,6 +89,7 @@ impl CheckError {
     fn exit_code(&self) -> u8 {
         match self {
             CheckError::Subject(_) => 2,
+            CheckError::Goldens(stop) => stop.code,
             CheckError::Model(e) => e.exit_code(),
             CheckError::Live(LiveError::Adapter(f)) if f.kind == FailureKind::Spawn => 3,
             CheckError::Live(LiveError::Adapter(_) | LiveError::Tensor { .. }) => 5,
@@ -121,6 +136,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
     let options = ProvisionOptions { offline: args.offline, quiet: false, allow: true };
     let subject = Subject { member, options };
     let published = published::read()?;
+    let pending = Waiting::look(args.dir.as_deref(), args.strict)?;
     let mut goldens = Vec::new();
     let mut answers = Vec::new();
     let mut real_weights = false;
@@ -129,7 +145,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
             let nano = llorch_models::resolve("nano", &ResolveOptions::default())?;
             let mut live = subject.load(&nano)?;
             name.clone_from(&live.hello().name);
-            goldens.extend(nano_goldens(&mut live, &nano)?);
+            goldens.extend(nano_goldens(&mut live, &nano, args.dir.as_deref())?);
             goldens.push(tokenizer::check(&mut live)?);
             for (of, entries) in &published {
                 let (found, real) = without_asking(&subject, of, entries, &mut live)?;
@@ -147,7 +163,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
                     let mut live = subject.load(&model)?;
                     name.clone_from(&live.hello().name);
                     if is_nano(&model)? {
-                        goldens.extend(nano_goldens(&mut live, &model)?);
+                        goldens.extend(nano_goldens(&mut live, &model, args.dir.as_deref())?);
                     }
                     answers.extend(ask_all(&mut live, &model, of, entries)?);
                     live.finish();
@@ -165,7 +181,10 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
             }
         }
     }
-    let verdict = conclude(&goldens, &answers, args.model.is_some());
+    let mut verdict = conclude(&goldens, &answers, args.model.is_some());
+    if pending.as_ref().is_some_and(Waiting::fails) && verdict != RunVerdict::Error {
+        verdict = RunVerdict::Fail;
+    }
     Ok(GoldenResult {
         schema: SCHEMA,
         verdict,
@@ -173,6 +192,7 @@ pub fn check(args: &Args) -> Result<GoldenResult, CheckError> {
         real_weights,
         goldens,
         published: answers,
+        pending,
     })
 }
 
@@ -307,14 +327,22 @@ fn is_nano(model: &ResolvedModel) -> Result<bool, CheckError> {
     Ok(nano.weights_sha256() == model.weights_sha256())
 }
 
-fn nano_goldens(live: &mut Live, model: &ResolvedModel) -> Result<Vec<GoldenRow>, CheckError> {
+/// Those that travel with the program, or those in a folder.
+fn nano_goldens(
+    live: &mut Live,
+    model: &ResolvedModel,
+    dir: Option<&Path>,
+) -> Result<Vec<GoldenRow>, CheckError> {
     let folder =
         tempfile::Builder::new().prefix("llorch-golden-").tempdir().map_err(CheckError::Unpack)?;
     let _cleanup = crate::supervise::remove_on_interrupt(folder.path());
-    bundles::extract(folder.path()).map_err(CheckError::Unpack)?;
+    if dir.is_none() {
+        bundles::extract(folder.path()).map_err(CheckError::Unpack)?;
+    }
     let mut rows = Vec::new();
     for name in bundles::NAMES {
-        let (bundle, golden) = (open(folder.path(), name)?, format!("nano {name}"));
+        let bundle = whole(&dir.unwrap_or(folder.path()).join(name))?;
+        let golden = format!("nano {name}");
         if bundles::is_of(&bundle, model.weights_sha256()) {
             rows.extend(bundles::check(live, &bundle, &golden)?);
             continue;
@@ -336,11 +364,4 @@ fn nano_goldens(live: &mut Live, model: &ResolvedModel) -> Result<Vec<GoldenRow>
         });
     }
     Ok(rows)
-}
-
-fn open(dir: &Path, name: &str) -> Result<Bundle, CheckError> {
-    let path: PathBuf = dir.join(name);
-    let bundle = Bundle::open(&path)?;
-    bundle.verify()?;
-    Ok(bundle)
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::waiting::Waiting;
 use crate::result::{RunVerdict, Verdict};
 
 pub const SCHEMA: &str = "llorch.golden/1";
@@ -16,6 +17,8 @@ pub struct GoldenResult {
     /// Goldens that travel with the program: nano's checkpoints, the tokenizer's strings.
     pub goldens: Vec<GoldenRow>,
     pub published: Vec<Answer>,
+    /// Goldens that were recorded and wait for a review; none where there is no folder to look into.
+    pub pending: Option<Waiting>,
 }
 
 /// A checkpoint against one golden, or a tokenizer against its strings.

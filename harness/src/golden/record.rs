@@ -1,60 +1,62 @@
 //! `llorch-diff golden record`: nano's goldens anew, by Hugging Face's GPT-2 in its pinned
-//! environment. It shows what would change and writes only when it is told to.
+//! environment. What changes becomes pending, beside the accepted goldens; `golden review` decides.
 //!
 //! The recorder is `refs/nano/golden.py`, whose hooks are not those of the `hf` adapter, so that
 //! neither hides a mistake of the other.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use llorch_models::ResolveOptions;
 use llorch_models::progress::Progress;
-use llorch_trace::Bundle;
+use llorch_trace::bundle::{MANIFEST, TENSORS};
 
 use super::bundles::NAMES;
+use super::review::changes::{Unit, units};
+use super::review::commit::{PENDING, RECORD, RECORDING, failed};
+use super::review::disk;
+use super::review::pending::{self, Held, Record, by, whole};
+use super::review::place::{DEFAULT, Place};
+use super::review::show::figure;
+use super::stop::Stop;
 use crate::assets;
 use crate::provision::{self, ProvisionOptions};
 use crate::references::RefName;
 use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
+use crate::text::{count, rfc3339, shell_word};
 
 const SCRIPT: &str = "refs/nano/golden.py";
 const SUITE: &str = "golden/suites/canonical.toml";
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Points that the summary lists one by one.
-const LISTED: usize = 20;
+/// Units that the summary lists one by one.
+const LISTED: usize = 10;
 
 /// Record nano's goldens again with Hugging Face transformers, in float32 and float64.
 ///
-/// Shows what would change; writes only with --yes, both bundles or neither.
+/// What changes is kept as pending beside the accepted goldens, which are not touched: `golden review`
+/// shows it and accepts or rejects. If no tensor and no text changes, nothing is left pending.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Exit codes:
+  0  nothing changes
+  1  something does, and is pending now
+  2  usage, or goldens that can't be read
+  3  environment: the recorder could not run, a file could not be written")]
 pub struct Args {
     /// The folder that holds hf-f32 and hf-f64
-    #[arg(long, value_name = "DIR", default_value = "golden/nano")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT)]
     pub dir: PathBuf,
-    /// Overwrite them
-    #[arg(long)]
-    pub yes: bool,
+    /// Take bundles that were recorded elsewhere (hf-f32, hf-f64 in this folder) and record nothing
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
     /// Never touch the network
     #[arg(long)]
     pub offline: bool,
 }
 
-/// What stops the command, with its exit code.
-#[derive(Debug)]
-struct Stop {
-    code: u8,
-    message: String,
-}
-
-fn stop(code: u8) -> impl Fn(&dyn std::fmt::Display) -> Stop {
-    move |error| Stop { code, message: error.to_string() }
-}
-
-/// Exit code: 0 where nothing changes or what changes was written, 1 where it was not, 2 usage, 3
-/// where nothing could run.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     match record(args) {
         Ok(code) => Ok(code),
@@ -66,56 +68,158 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 fn record(args: &Args) -> Result<u8, Stop> {
-    if !args.dir.is_dir() {
-        let message = format!(
-            "failed to find {}: run this from a checkout, or name the folder with --dir",
-            args.dir.display()
-        );
-        return Err(Stop { code: 2, message });
+    let mut command = "llorch-diff golden record".to_string();
+    if let Some(from) = &args.from {
+        command += &format!(" --from {}", shell_word(&from.display().to_string()));
     }
+    let place = Place::enter(&args.dir)?;
+    let names = record_with(&place, &command, &|out| match &args.from {
+        Some(from) => take(from, out),
+        None => record_into(out, args.offline),
+    })?;
+    let dir = args.dir.display();
+    let again = match args.dir.as_path() == Path::new(DEFAULT) {
+        true => String::new(),
+        false => format!(" --dir {}", shell_word(&dir.to_string())),
+    };
+    let said = match names.is_empty() {
+        true => {
+            format!("nothing changes: {dir} is what Hugging Face gives, and nothing is pending")
+        }
+        false => format!(
+            "\n{} pending in {}; nothing accepted was touched. Decide with `llorch-diff golden review{again}`",
+            match names.len() {
+                1 => "1 unit is".to_string(),
+                n => format!("{n} units are"),
+            },
+            args.dir.join(PENDING).display()
+        ),
+    };
+    crate::text::print(&said).map_err(|e| Stop::environment(format!("failed to print: {e}")))?;
+    Ok(u8::from(!names.is_empty()))
+}
+
+/// Makes pending what `recorder` writes and what differs from the accepted goldens; the names of the
+/// units that are pending then.
+pub(super) fn record_with(
+    place: &Place,
+    command: &str,
+    recorder: &dyn Fn(&Path) -> Result<(), Stop>,
+) -> Result<Vec<String>, Stop> {
+    let dir = &place.dir;
     // On the same file system, so that the last step is a rename.
     let fresh = tempfile::Builder::new()
-        .prefix(".golden-")
-        .tempdir_in(&args.dir)
-        .map_err(|e| stop(3)(&format!("failed to write to {}: {e}", args.dir.display())))?;
+        .prefix(RECORDING)
+        .tempdir_in(dir)
+        .map_err(|e| failed("write to", dir, &e))?;
     let _cleanup = crate::supervise::remove_on_interrupt(fresh.path());
-    record_into(fresh.path(), args.offline)?;
-    let mut lines = Vec::new();
+    recorder(fresh.path())?;
+    disk::step();
+    let next = fresh.path().join(PENDING);
+    fs::create_dir(&next).map_err(|e| failed("create", &next, &e))?;
+    let mut held = BTreeMap::new();
+    let mut names = Vec::new();
     for name in NAMES {
-        let new = Bundle::open(&fresh.path().join(name)).map_err(|e| stop(3)(&e))?;
-        let old = match args.dir.join(name) {
-            path if path.exists() => Some(Bundle::open(&path).map_err(|e| stop(3)(&e))?),
-            _ => None,
+        let recorded = fresh.path().join(name);
+        let new = whole(&recorded)?;
+        let accepted = dir.join(name);
+        let old = match accepted.exists() {
+            true => Some(whole(&accepted)?),
+            false => None,
         };
-        lines.extend(difference(name, old.as_ref(), &new).map_err(|e| stop(3)(&e))?);
+        let units = units(name, old.as_ref(), &new).map_err(Stop::input)?;
+        if units.is_empty() {
+            continue;
+        }
+        tell(name, &by(&new.manifest), &units)?;
+        names.extend(units.into_iter().map(|u| u.name));
+        held.insert(name.to_string(), Held::of(&new, &accepted)?);
+        let target = next.join(name);
+        disk::rename(&recorded, &target).map_err(|e| failed("write", &target, &e))?;
     }
-    if lines.is_empty() {
-        println!("nothing changes: {} is what Hugging Face gives", args.dir.display());
-        return Ok(0);
+    let pending = dir.join(PENDING);
+    if held.is_empty() {
+        if pending.exists() {
+            // In one step; what is left of it goes with the folder of this recording.
+            disk::rename(&pending, &fresh.path().join("superseded"))
+                .map_err(|e| failed("remove", &pending, &e))?;
+        }
+        return Ok(names);
     }
-    println!("{}", lines.join("\n"));
-    if !args.yes {
-        println!("\nnothing was written; --yes writes it to {}", args.dir.display());
-        return Ok(1);
+    let record = Record {
+        schema: pending::SCHEMA.into(),
+        recorded: rfc3339(SystemTime::now()),
+        command: command.to_string(),
+        bundles: held,
+        rejected: Vec::new(),
+    };
+    let path = next.join(RECORD);
+    let text = serde_json::to_vec_pretty(&record).map_err(Stop::environment)?;
+    disk::write(&path, &text).map_err(|e| failed("write", &path, &e))?;
+    install(&next, &pending, &fresh.path().join("superseded"))?;
+    Ok(names)
+}
+
+/// The new pending goldens in the place of older ones.
+fn install(next: &Path, pending: &Path, aside: &Path) -> Result<(), Stop> {
+    let moved = match pending.exists() {
+        true => match disk::exchange(next, pending) {
+            Ok(true) => Ok(()),
+            // In between nothing is pending; nothing accepted is concerned.
+            Ok(false) => disk::rename(pending, aside).and_then(|()| disk::rename(next, pending)),
+            Err(error) => Err(error),
+        },
+        false => disk::rename(next, pending),
+    };
+    moved.map_err(|e| failed("write", pending, &e))
+}
+
+fn tell(name: &str, by: &str, units: &[Unit]) -> Result<(), Stop> {
+    let tensors = units.iter().map(|u| u.tensors.len()).sum();
+    let mut text =
+        format!("{name}: {} change, in {}", count(tensors, "tensor"), count(units.len(), "unit"));
+    text += &format!("; recorded by {by}\n");
+    for unit in units.iter().take(LISTED) {
+        let most = unit.most();
+        let most = match most.is_finite() {
+            true => format!(", max |new−old| {}", figure(most)),
+            false => ", not all of them comparable".into(),
+        };
+        text += &format!("  {}: {}{most}\n", unit.name, count(unit.tensors.len(), "tensor"));
     }
-    replace(fresh.path(), &args.dir)?;
-    println!("\nwrote {} to {}", NAMES.join(" and "), args.dir.display());
-    Ok(0)
+    if units.len() > LISTED {
+        text += &format!("  and {} more\n", units.len() - LISTED);
+    }
+    crate::text::print(&text).map_err(|e| Stop::environment(format!("failed to print: {e}")))
+}
+
+/// Bundles that somebody else recorded.
+fn take(from: &Path, out: &Path) -> Result<(), Stop> {
+    for name in NAMES {
+        let (bundle, target) = (from.join(name), out.join(name));
+        whole(&bundle)?;
+        fs::create_dir(&target).map_err(|e| failed("create", &target, &e))?;
+        for file in [TENSORS, MANIFEST] {
+            let path = target.join(file);
+            disk::copy(&bundle.join(file), &path).map_err(|e| failed("write", &path, &e))?;
+        }
+    }
+    Ok(())
 }
 
 fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
     let nano =
         llorch_models::resolve("nano", &ResolveOptions { offline: true, ..Default::default() })
-            .map_err(|e| stop(e.exit_code())(&e))?;
-    let hf: RefName = "hf".parse().map_err(|e| stop(3)(&e))?;
-    let reference = hf.resolve().map_err(|e| stop(3)(&e))?;
+            .map_err(|e| Stop { code: e.exit_code(), message: e.to_string() })?;
+    let hf: RefName = "hf".parse().map_err(Stop::environment)?;
+    let reference = hf.resolve().map_err(Stop::environment)?;
     let options = ProvisionOptions { offline, quiet: false, allow: true };
-    let python = provision::ensure(&reference, None, &options).map_err(|e| stop(3)(&e))?.program;
-    let sources =
-        assets::extract().map_err(|e| stop(3)(&format!("failed to unpack {SCRIPT}: {e}")))?;
+    let python = provision::ensure(&reference, None, &options).map_err(Stop::environment)?.program;
+    let sources = assets::extract()
+        .map_err(|e| Stop::environment(format!("failed to unpack {SCRIPT}: {e}")))?;
     let suite = out.join("suite.toml");
     fs::write(&suite, assets::get(SUITE).unwrap_or_default())
-        .map_err(|e| stop(3)(&format!("failed to write {}: {e}", suite.display())))?;
+        .map_err(|e| failed("write", &suite, &e))?;
     let path = |p: &Path| p.to_string_lossy().into_owned();
     let command = AdapterCommand::new("golden.py", python)
         .arg(path(&sources.join(SCRIPT)))
@@ -128,145 +232,6 @@ fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
             bar.detail(line);
         }
     })
-    .map_err(|e| stop(3)(&e))?;
+    .map_err(Stop::environment)?;
     Ok(())
-}
-
-/// What changes between two bundles, a line each; nothing if no value does.
-pub fn difference(
-    name: &str,
-    old: Option<&Bundle>,
-    new: &Bundle,
-) -> llorch_trace::Result<Vec<String>> {
-    let Some(old) = old else {
-        return Ok(vec![format!("{name}: new, {} tensors", new.manifest.tensors.len())]);
-    };
-    let keys = |b: &Bundle| -> BTreeSet<(String, usize, String)> {
-        b.manifest.tensors.iter().map(|e| (e.case.clone(), e.step, e.point.clone())).collect()
-    };
-    let (before, after) = (keys(old), keys(new));
-    let mut lines = Vec::new();
-    let count = |n: usize, what: &str| format!("{name}: {n} tensors {what}");
-    let gone = before.difference(&after).count();
-    let added = after.difference(&before).count();
-    lines.extend((gone > 0).then(|| count(gone, "are gone")));
-    lines.extend((added > 0).then(|| count(added, "are new")));
-    let mut changed: Vec<(f64, String)> = Vec::new();
-    for (case, step, point) in before.intersection(&after) {
-        let (a, b) = (old.get(case, *step, point)?, new.get(case, *step, point)?);
-        let place = format!("{case}, step {step}, {point}");
-        if a.shape != b.shape {
-            changed.push((
-                f64::INFINITY,
-                format!("{place}: shape {:?} becomes {:?}", a.shape, b.shape),
-            ));
-        } else if a != b {
-            // Unequal NaNs or infinities have no difference; they come first.
-            let each = (0..a.len())
-                .map(|i| if a.get(i) == b.get(i) { 0.0 } else { (a.get(i) - b.get(i)).abs() });
-            let most = each.fold(0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
-            changed.push((most, format!("{place}: max |new−old| {most:.2e}")));
-        }
-    }
-    changed.sort_by(|a, b| b.0.total_cmp(&a.0));
-    lines.extend((!changed.is_empty()).then(|| count(changed.len(), "change, those most first:")));
-    lines.extend(changed.iter().take(LISTED).map(|(_, line)| format!("  {line}")));
-    for (case, record) in &new.manifest.cases {
-        let old = old.manifest.cases.get(case);
-        if old.is_some_and(|old| old.generated != record.generated) {
-            lines.push(format!(
-                "{name}: {case} goes on with {:?}, before with {:?}",
-                record.text.as_deref().unwrap_or_default(),
-                old.and_then(|o| o.text.as_deref()).unwrap_or_default()
-            ));
-        }
-    }
-    Ok(lines)
-}
-
-/// Both bundles take the places of the old ones, or neither.
-fn replace(fresh: &Path, dir: &Path) -> Result<(), Stop> {
-    let failed = |what: &Path, e: std::io::Error| {
-        stop(3)(&format!("failed to replace {}: {e}", what.display()))
-    };
-    let aside = fresh.join("old");
-    fs::create_dir(&aside).map_err(|e| failed(&aside, e))?;
-    let mut done: Vec<&str> = Vec::new();
-    for name in NAMES {
-        let (place, kept) = (dir.join(name), aside.join(name));
-        let moved = match place.exists() {
-            true => fs::rename(&place, &kept),
-            false => Ok(()),
-        };
-        if let Err(error) = moved.and_then(|()| fs::rename(fresh.join(name), &place)) {
-            // Put back what was moved: the folder is as it was.
-            done.push(name);
-            for name in done {
-                if aside.join(name).exists() {
-                    let _ = fs::remove_dir_all(dir.join(name));
-                    let _ = fs::rename(aside.join(name), dir.join(name));
-                }
-            }
-            return Err(failed(&place, error));
-        }
-        done.push(name);
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use llorch_trace::bundle::CaseRecord;
-    use llorch_trace::{BundleWriter, Manifest, Tensor};
-
-    fn bundle(dir: &Path, values: Vec<f32>, text: &str) -> Bundle {
-        let mut writer = BundleWriter::create(dir).unwrap();
-        writer.add("hello", 0, "ln_f#rows=0", &Tensor::f32(vec![1, values.len()], values)).unwrap();
-        let generated = Some(vec![text.len() as u32]);
-        let record = CaseRecord { ids: vec![1], generated, text: Some(text.into()) };
-        writer
-            .finish(Manifest { cases: [("hello".into(), record)].into(), ..Manifest::default() })
-            .unwrap()
-    }
-
-    #[test]
-    fn what_changes_is_said_and_equality_is_silence() {
-        let dir = tempfile::tempdir().unwrap();
-        let old = bundle(&dir.path().join("old"), vec![1.0, 2.0], "a");
-        assert!(difference("x", Some(&old), &old).unwrap().is_empty());
-        let new = bundle(&dir.path().join("new"), vec![1.0, 2.5], "ab");
-        let lines = difference("x", Some(&old), &new).unwrap().join("\n");
-        assert!(
-            lines.contains("max |new−old| 5.00e-1") && lines.contains("goes on with \"ab\""),
-            "{lines}"
-        );
-        let wide = bundle(&dir.path().join("wide"), vec![1.0], "a");
-        let lines = difference("x", Some(&old), &wide).unwrap().join("\n");
-        assert!(lines.contains("shape [1, 2] becomes [1, 1]"), "{lines}");
-        assert_eq!(difference("x", None, &new).unwrap(), ["x: new, 1 tensors"]);
-    }
-
-    #[test]
-    fn both_bundles_are_replaced_or_neither() {
-        let dir = tempfile::tempdir().unwrap();
-        let (fresh, place) = (dir.path().join("fresh"), dir.path().join("golden"));
-        for name in NAMES {
-            bundle(&fresh.join(name), vec![2.0], "new");
-            bundle(&place.join(name), vec![1.0], "old");
-        }
-        // The second is missing: the first goes back.
-        fs::rename(fresh.join(NAMES[1]), dir.path().join("elsewhere")).unwrap();
-        assert!(replace(&fresh, &place).is_err());
-        let text = |name: &str| {
-            Bundle::open(&place.join(name)).unwrap().manifest.cases["hello"].text.clone().unwrap()
-        };
-        assert_eq!((text(NAMES[0]), text(NAMES[1])), ("old".into(), "old".into()));
-        for name in NAMES {
-            bundle(&fresh.join(name), vec![2.0], "new");
-        }
-        fs::remove_dir_all(fresh.join("old")).unwrap();
-        replace(&fresh, &place).map_err(|s| s.message).unwrap();
-        assert_eq!((text(NAMES[0]), text(NAMES[1])), ("new".into(), "new".into()));
-    }
 }

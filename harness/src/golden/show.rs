@@ -66,6 +66,9 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
         let _ = writeln!(out, "{}\n", table.trim_fmt());
     }
     out += &reasons(result);
+    if let Some(line) = result.pending.as_ref().and_then(|pending| pending.line()) {
+        let _ = writeln!(out, "{line}");
+    }
     out
 }
 
@@ -87,6 +90,12 @@ fn summary(result: &GoldenResult) -> String {
             let _ = write!(text, ", {unchecked} UNCHECKED");
         }
         parts.push(text);
+    }
+    if let Some(waiting) = result.pending.as_ref().filter(|p| p.is_anything()) {
+        parts.push(match waiting.units.len() {
+            0 => "pending goldens can't be told".into(),
+            n => format!("{} pending", crate::text::count(n, "unit")),
+        });
     }
     parts.join("; ")
 }
