@@ -1,6 +1,6 @@
 //! Runs that were made before: an append-only record of each, and what changed since.
 //!
-//! Reading order: [`record`] is what is remembered, [`store`] where ([`files`] is a folder), [`recording`]
+//! Reading order: [`record`] is what is remembered, [`store`] where ([`files`] is a folder, `s3` a bucket), [`recording`]
 //! the flag by which a run is remembered, [`read`] the way back. Then the commands: [`list`]; [`series`],
 //! [`plot`] and [`svg`] of `show`; [`usual`], [`diff`] and [`tell`] of `diff`.
 
@@ -11,6 +11,9 @@ mod plot;
 pub mod read;
 pub mod record;
 pub mod recording;
+mod s3;
+mod s3_errors;
+mod s3_place;
 mod series;
 pub mod store;
 mod svg;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::files::Files;
+use super::s3::S3;
 
 /// What can go wrong with a place that keeps records.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +39,16 @@ pub trait Store: std::fmt::Debug {
 pub fn open(place: &str) -> Result<Box<dyn Store>, StoreError> {
     let not_understood = |message: &str| StoreError::Place {
         place: place.to_string(),
-        message: format!("{message}; expected a folder, or a URL such as file:///home/me/history"),
+        message: format!(
+            "{message}; expected a folder, file:///home/me/history or s3://BUCKET/PREFIX"
+        ),
     };
     match place.split_once("://") {
         None if place.is_empty() => Err(not_understood("it is empty")),
         None => Ok(Box::new(Files::new(PathBuf::from(place)))),
         Some(("file", path)) if path.starts_with('/') => Ok(Box::new(Files::new(path.into()))),
         Some(("file", _)) => Err(not_understood("a file:// URL holds an absolute path")),
+        Some(("s3", _)) => Ok(Box::new(S3::open(place)?)),
         Some((scheme, _)) => Err(not_understood(&format!("found {scheme}://"))),
     }
 }

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::work::{Amount, Work};
+use super::work::{ABOUT, Amount, Work};
 
 /// Redrawing a second, at most.
 const HERTZ: u8 = 10;
@@ -76,7 +76,7 @@ impl Screen {
     }
 
     pub fn terminal(term: Arc<dyn TermLike>, write: WriteLine) -> Screen {
-        let drawn = Box::new(Forgiving(Arc::clone(&term)));
+        let drawn = Box::new(Narrow::new(Arc::clone(&term)));
         let target = ProgressDrawTarget::term_like_with_hz(drawn, HERTZ);
         let bars = MultiProgress::with_draw_target(target);
         let terminal = Terminal { bars, columns: Arc::new(move || usable(&*term)) };
@@ -174,9 +174,12 @@ impl Terminal {
         let (columns, shared) = (Arc::clone(&self.columns), Arc::downgrade(work));
         let told = move |_: &ProgressState, out: &mut dyn fmt::Write| {
             let Some(work) = shared.upgrade() else { return };
-            let text = lock(&work).told(Instant::now());
+            let mut text = lock(&work).told(Instant::now());
             // A line that wraps is hard to read and to redraw.
             let room = usize::from(columns());
+            if console::measure_text_width(&text) > room {
+                text = text.replace(ABOUT, ", ");
+            }
             let _ = out.write_str(&console::truncate_str(&text, room, "…"));
         };
         let counted = !matches!(lock(work).amount, Amount::Unknown);
@@ -246,46 +249,75 @@ impl fmt::Debug for Shown {
     }
 }
 
-/// A terminal that has gone is no failure of the work: nothing is written, and nobody is told.
+/// The terminal as indicatif is to see it. When it has gone nothing is written; that is no failure of the
+/// work.
+///
+/// It is a little narrower than it is: else the ^C that a terminal shows would wrap into a line of its own,
+/// and what was drawn above it would stay. indicatif leaves it to the terminal to begin the next line where
+/// one is full; here that is done for it.
 #[derive(Debug)]
-struct Forgiving(Arc<dyn TermLike>);
+struct Narrow {
+    term: Arc<dyn TermLike>,
+    column: Mutex<usize>,
+}
 
-impl TermLike for Forgiving {
-    /// Not to the last column: the ^C that the terminal shows would begin a new line, and the bar stay.
-    fn width(&self) -> u16 {
-        usable(&*self.0)
+impl Narrow {
+    fn new(term: Arc<dyn TermLike>) -> Narrow {
+        Narrow { term, column: Mutex::new(0) }
     }
-    fn height(&self) -> u16 {
-        self.0.height()
-    }
-    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        forgive(self.0.move_cursor_up(n))
-    }
-    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
-        forgive(self.0.move_cursor_down(n))
-    }
-    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
-        forgive(self.0.move_cursor_right(n))
-    }
-    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
-        forgive(self.0.move_cursor_left(n))
-    }
-    fn write_line(&self, text: &str) -> io::Result<()> {
-        forgive(self.0.write_line(text))
-    }
-    fn write_str(&self, text: &str) -> io::Result<()> {
-        forgive(self.0.write_str(text))
-    }
-    fn clear_line(&self) -> io::Result<()> {
-        forgive(self.0.clear_line())
-    }
-    fn flush(&self) -> io::Result<()> {
-        forgive(self.0.flush())
+
+    fn column(&self) -> MutexGuard<'_, usize> {
+        self.column.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn usable(term: &dyn TermLike) -> u16 {
     term.width().saturating_sub(3)
+}
+
+impl TermLike for Narrow {
+    fn width(&self) -> u16 {
+        usable(&*self.term)
+    }
+    fn height(&self) -> u16 {
+        self.term.height()
+    }
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        forgive(self.term.move_cursor_up(n))
+    }
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        forgive(self.term.move_cursor_down(n))
+    }
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        forgive(self.term.move_cursor_right(n))
+    }
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        forgive(self.term.move_cursor_left(n))
+    }
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        *self.column() = 0;
+        forgive(self.term.write_line(text))
+    }
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        let mut column = self.column();
+        if text == "\r" {
+            *column = 0;
+        } else if !text.is_empty() {
+            if *column >= usize::from(self.width()) {
+                *column = 0;
+                let _ = self.term.write_str("\r\n");
+            }
+            *column += console::measure_text_width(text);
+        }
+        forgive(self.term.write_str(text))
+    }
+    fn clear_line(&self) -> io::Result<()> {
+        *self.column() = 0;
+        forgive(self.term.clear_line())
+    }
+    fn flush(&self) -> io::Result<()> {
+        forgive(self.term.flush())
+    }
 }
 
 fn forgive(_: io::Result<()>) -> io::Result<()> {

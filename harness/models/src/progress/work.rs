@@ -11,6 +11,9 @@ pub(super) enum Amount {
     Unknown,
 }
 
+/// In front of what is left; the first to go where there is little room.
+pub(super) const ABOUT: &str = ", about ";
+
 /// What is left is reckoned from no less than this, in seconds and of the whole.
 const LEAST_TIME: f64 = 0.3;
 const LEAST_PART: f64 = 0.05;
@@ -106,7 +109,7 @@ impl Work {
             (false, true) => self.what.clone(),
             (false, false) => format!("{}: {going_on}", self.what),
         };
-        let left = self.left(now).map(|left| format!(", about {} left", whole(left)));
+        let left = self.left(now).map(|left| format!("{ABOUT}{} left", whole(left)));
         format!("{what}, {}{}", whole(self.age(now)), left.unwrap_or_default())
     }
 }
