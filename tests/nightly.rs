@@ -173,6 +173,24 @@ fn weights_that_can_not_be_had_are_incomplete_by_name_and_the_rest_runs() {
 }
 
 #[test]
+fn figures_are_compared_across_a_night_that_had_none() {
+    let nights = Nights::new();
+    nights.config("", "");
+    nights.night(&[]);
+    let (model, away) = (nights.place.path("model"), nights.place.path("model/away"));
+    let weights = model.join("model.safetensors");
+    fs::rename(&weights, &away).unwrap();
+    assert_ne!(nights.night(&[]).code, 0);
+    fs::rename(&away, &weights).unwrap();
+    nights.config("--release 1.1 --mode other-bits --point h.1.attn.q", "");
+    let back = nights.night(&[]);
+    assert_eq!(back.code, 0, "{}{}", back.stdout, back.stderr);
+    for part in ["x: fake 1.0 → fake 1.1", "first at h.1.attn.q", "verdict: "] {
+        assert!(back.stdout.contains(part), "{part}: {}", back.stdout);
+    }
+}
+
+#[test]
 fn a_crash_of_the_subject_is_an_error_and_the_night_goes_on() {
     let nights = Nights::new();
     nights.config("", "");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use run_support::seeded::command_of;
-use run_support::{Place, assert_conforms, diff, fake, implementation, texts};
+use run_support::{Place, assert_conforms, diff, fake, implementation, repository, texts};
 use serde_json::Value;
 
 fn result(dir: &Path) -> Value {
@@ -77,6 +77,10 @@ fn four_parts_merge_to_the_whole() {
     for name in ["llorch-cpud", "numpy", "numpy-sequential", "oracle"] {
         assert!(tensors(&joined, name) == tensors(&whole, name), "{name}");
     }
+    // Kept, for people to look at.
+    let kept = repository().join("target/reports/merged");
+    std::fs::create_dir_all(&kept).unwrap();
+    std::fs::copy(joined.join("result.json"), kept.join("result.json")).unwrap();
     // The command is that of the whole run.
     let command = result(&joined)["command"].to_string();
     assert!(!command.contains("--partition") && command.contains("joined"), "{command}");

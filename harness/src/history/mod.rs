@@ -1,10 +1,12 @@
 //! Runs that were made before: an append-only record of each, and what changed since.
 //!
-//! Reading order: [`record`] is what is remembered, [`store`] where ([`files`] is a folder, `s3` a bucket), [`recording`]
-//! the flag by which a run is remembered, [`read`] the way back. Then the commands: [`list`]; [`series`],
+//! Reading order: [`record`] is what is remembered, [`store`] where ([`files`] is a folder, [`s3`] a
+//! bucket), [`recording`] the flag by which a run is remembered, [`read`] the way back. Then the commands: [`list`]; [`series`],
 //! [`plot`] and [`svg`] of `show`; [`usual`], [`diff`] and [`tell`] of `diff`.
 
 pub mod diff;
+#[cfg(test)]
+mod diff_tests;
 mod files;
 mod list;
 mod plot;
@@ -12,8 +14,6 @@ pub mod read;
 pub mod record;
 pub mod recording;
 mod s3;
-mod s3_errors;
-mod s3_place;
 mod series;
 pub mod store;
 mod svg;

@@ -47,12 +47,13 @@ pub fn execute(task: &Task, shared: &Shared<'_>) -> anyhow::Result<(Outcome, Rec
     record.name = Some(task.name.clone());
     outcome.record.clone_from(&record.id);
     if let Some(old) = last(shared.past, &task.name) {
-        // The series of this run is in the past; itself is not.
-        let mut history =
-            History { place: String::new(), records: Vec::new(), skipped: Vec::new() };
-        history.records.clone_from(&shared.past.records);
-        history.records.push(record.clone());
-        let changes = diff(&history, old, &record);
+        let mut changes = diff(shared.past, old, &record);
+        // After a night without figures those of the night before it are still worth comparing.
+        let measured = |r: &&Record| r.has_figures() && r.name.as_ref() == Some(&task.name);
+        let base = shared.past.records.iter().rev().find(measured);
+        if let (false, true, Some(base)) = (old.has_figures(), record.has_figures(), base) {
+            changes.take_figures_of(diff(shared.past, base, &record));
+        }
         outcome.news = tell::lines(&changes);
         outcome.changes = Some(changes);
     }

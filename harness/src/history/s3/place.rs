@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::store::StoreError;
+use crate::history::store::StoreError;
 
 /// `s3://BUCKET/PREFIX`
 #[derive(Debug, Clone, PartialEq, Eq)]

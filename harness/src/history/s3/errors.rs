@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 use object_store::Error;
 
-use super::s3_place::{Url, endpoint, has_credentials};
+use super::place::{Url, endpoint, has_credentials};
 
 /// The bucket itself, and not an object in it, is missing.
 pub fn names_no_bucket(error: &Error) -> bool {

@@ -5,6 +5,9 @@
 //! ones). Whoever comes second reads again. A store that doesn't honour the conditions would lose
 //! records in silence, so that is found out first ([`Store::check`]).
 
+mod errors;
+mod place;
+
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
@@ -17,9 +20,9 @@ use object_store::{
     RetryConfig, UpdateVersion,
 };
 
-use super::s3_errors::{Explain, is_transient, names_no_bucket};
-use super::s3_place::{Url, endpoint, has_credentials};
 use super::store::{EXTENSION, Store, StoreError, day_of};
+use errors::{Explain, is_transient, names_no_bucket};
+use place::{Url, endpoint, has_credentials};
 
 /// One request, whatever becomes of it.
 const REQUEST: Duration = Duration::from_secs(30);
