@@ -145,6 +145,12 @@ fn a_point_over_time_in_the_terminal_as_json_and_as_a_picture() {
     assert_eq!(code, 0, "{stderr}");
     let svg = fs::read_to_string(picture).unwrap();
     assert!(svg.starts_with("<svg") && svg.matches("<circle").count() == 2, "{svg}");
+    // The oracle has no say in what fakes answer: nothing is drawn.
+    let (_, stderr, code) = kept.ask(&["show", "h.1.attn.q"]);
+    assert!(code == 2 && stderr.contains("--error pair"), "{stderr}");
+    assert_eq!(kept.ask(&["show", "attn.q", "--error", "pair", "--last", "0"]).2, 2);
+    let (stdout, ..) = kept.ask(&["--model", "no-such"]);
+    assert!(stdout.contains("2 of other models or names"), "{stdout}");
     let (_, stderr, code) = kept.ask(&["show", "h.7.ln_1"]);
     assert!(code == 2 && stderr.contains("h.7.ln_1") && stderr.contains("2 runs"), "{stderr}");
 }

@@ -216,6 +216,68 @@ fn a_crash_of_the_subject_is_an_error_and_the_night_goes_on() {
 }
 
 #[test]
+fn a_subject_that_can_not_be_found_is_an_error_and_news() {
+    let nights = Nights::new();
+    nights.config("", "");
+    nights.night(&[]);
+    let config = nights.place.path("nightly.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let subject = text.lines().find(|l| l.starts_with("subject")).unwrap();
+    fs::write(&config, text.replace(subject, "subject = \"no-such-engine --x\"")).unwrap();
+    let night = nights.night(&[]);
+    assert_eq!(night.code, 5, "{}{}", night.stdout, night.stderr);
+    let new = night.json()["news"]["new_failures"].to_string();
+    assert!(new.contains("no-such-engine"), "{new}");
+    // What the night says, history says again, although one of the two has no figures.
+    let diff = diff()
+        .args(["history", "diff", "--history", nights.place.path("history").to_str().unwrap()])
+        .output()
+        .unwrap();
+    let (stdout, stderr) = texts(&diff);
+    assert!(diff.status.success() && stdout.contains("verdict: PASS → ERROR"), "{stdout}{stderr}");
+}
+
+#[test]
+fn a_reference_that_breaks_is_one_line_and_no_figure_of_its_is_called_wrong() {
+    let nights = Nights::new();
+    nights.config("", "");
+    nights.night(&[]);
+    nights.config("--mode exit-at-start", "");
+    let night = nights.night(&[]);
+    assert_eq!(night.code, 4, "{}{}", night.stdout, night.stderr);
+    assert!(night.stdout.contains("x: fake 1.0 → broken: "), "{}", night.stdout);
+    assert!(!night.stdout.contains("not finite"), "{}", night.stdout);
+    assert_eq!(night.stdout.matches("  checkpoint").count(), 1, "{}", night.stdout);
+}
+
+#[test]
+fn two_nights_do_not_write_into_one_folder_at_once() {
+    let nights = Nights::new();
+    nights.config("", "");
+    nights.night(&[]);
+    let mark = fs::File::open(nights.place.path("night/.llorch-nightly")).unwrap();
+    mark.lock().unwrap();
+    let refused = nights.night(&[]);
+    assert!(refused.code == 3 && refused.stderr.contains("another night"), "{}", refused.stderr);
+    assert!(nights.place.path("night/nightly.json").exists(), "nothing was cleared");
+    drop(mark);
+    assert_eq!(nights.night(&[]).code, 0);
+}
+
+#[test]
+fn folders_of_models_are_found_beside_the_config() {
+    let nights = Nights::new();
+    nights.config("", "");
+    let config = nights.place.path("nightly.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let model = format!("{:?}", nights.place.path("model").to_str().unwrap());
+    fs::write(&config, text.replace(&model, "\"model\"")).unwrap();
+    let night = nights.night(&[]);
+    assert_eq!(night.code, 0, "{}{}", night.stdout, night.stderr);
+    assert_eq!(night.json()["runs"][0]["name"], "model-suite-f32");
+}
+
+#[test]
 fn what_can_not_be_meant_is_told_before_anything_runs() {
     let nights = Nights::new();
     nights.config("", "");

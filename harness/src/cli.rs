@@ -20,6 +20,22 @@ Exit codes:
     5  ERROR of the subject, or nothing was compared
   130  interrupted";
 
+const NIGHT_EXIT_CODES: &str = "\
+Exit codes, the worst of all runs:
+    0  PASS or WARN (--deny-warnings: WARN is 1)
+    1  FAIL
+    2  usage: the config can't be meant
+    3  environment: a night that passed could not be recorded, or nothing can be written
+    4  INCOMPLETE: weights could not be had, or a reference is missing or broke
+    5  ERROR of a subject
+  130  interrupted";
+
+const SHOWN_EXIT_CODES: &str = "\
+Exit codes:
+    0  shown, whatever it says
+    2  usage: there is no such run, or it can't be read
+    3  environment: what was asked for can't be read or written";
+
 /// Differential testing of GPT-2 implementations, checkpoint by checkpoint.
 ///
 /// Runs the same input through an engine and through independent reference implementations,
@@ -49,13 +65,15 @@ pub enum Command {
     /// Judge a saved run again
     Judge(judge_cmd::Args),
     /// Show a saved run in another form: an HTML page, SVG, tables, Markdown, JUnit, …
+    #[command(after_help = SHOWN_EXIT_CODES)]
     Report(report_cmd::Args),
     /// Join the parts of a run that was split with `run --partition`
     #[command(after_help = EXIT_CODES)]
     Merge(merge::Args),
+    #[command(after_help = SHOWN_EXIT_CODES)]
     History(history::Args),
     /// Run a matrix of models, suites and references, and say what is new since the last night
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = NIGHT_EXIT_CODES)]
     Nightly(nightly::Args),
     /// Show what a saved run could have seen: the smallest change that each stage's verdict shows
     Limits(limits::Args),

@@ -21,7 +21,7 @@ use crate::result::{Generation, ModelRecord, Role, RunResult, Unchecked, Uncheck
 
 const SCHEMA: &str = "llorch.evidence/1";
 pub const RESULT: &str = "result.json";
-const EVIDENCE: &str = "evidence.json";
+pub const EVIDENCE: &str = "evidence.json";
 const ORACLE: &str = "oracle";
 const LOGITS: &str = "logits.last";
 

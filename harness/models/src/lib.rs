@@ -129,6 +129,23 @@ pub fn resolve(name: &str, options: &ResolveOptions) -> Result<ResolvedModel, Mo
     resolve_in(name, options, &cache_dir(), &HubEnv::from_env())
 }
 
+/// Whether a name can be one, before anything is looked up.
+///
+/// # Errors
+/// As [`resolve`], with exit code 2.
+pub fn check_name(name: &str) -> Result<(), ModelError> {
+    match ModelName::parse(name)? {
+        ModelName::Synth { size, .. } => synth::check_size(name, &size),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a name may also be that of a folder: it is no reserved one.
+pub fn may_be_a_folder(name: &str) -> bool {
+    let reserved = published::by_name(name.split('@').next().unwrap_or(name)).is_some();
+    name != "nano" && !name.starts_with("synth:") && !reserved
+}
+
 /// [`resolve`] with a cache and a hub of the caller's choice.
 ///
 /// # Errors

@@ -174,7 +174,7 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
         "point",
         "pair",
         place,
-        "max |a−b|",
+        "largest difference",
         "rel L2",
         "tolerance",
         "at",

@@ -31,7 +31,7 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
             "checkpoint",
             "compared",
             "worst at",
-            "max |a−b|",
+            "largest difference",
             "tolerance",
             "verdict",
         ]);

@@ -187,7 +187,9 @@ impl Changes {
 
 fn circumstances(old: &Record, new: &Record) -> Vec<Circumstance> {
     if !(old.has_figures() && new.has_figures()) {
-        return Vec::new();
+        let names = (&old.model.name, &new.model.name);
+        let other = Circumstance { what: "model", old: names.0.clone(), new: names.1.clone() };
+        return if names.0 == names.1 { Vec::new() } else { vec![other] };
     }
     let machine = |r: &Record| {
         r.machine.as_ref().map_or("several kinds of machine".into(), |machine| machine.kind())
@@ -228,7 +230,7 @@ fn implementations(old: &Record, new: &Record) -> Vec<Implementation> {
             Status::Ok => of.version.clone(),
             Status::Partial => format!("{}, partial", of.version),
             Status::Missing => "missing".to_string(),
-            Status::Error => format!("{}, broken", of.version).trim_start_matches(", ").to_string(),
+            Status::Error => "broken".to_string(),
         })
     };
     let mut seen = Vec::new();
@@ -267,13 +269,24 @@ fn common<'a>(old: &'a Record, new: &'a Record) -> impl Iterator<Item = (Point, 
     new.points.iter().enumerate().filter_map(|(n, p)| Some((*p, old.place(*p)?, n)))
 }
 
+fn took_part(record: &Record, name: &str) -> bool {
+    let status = record.implementation(name).map(|i| i.status);
+    matches!(status, Some(Status::Ok | Status::Partial))
+}
+
 fn verdicts(old: &Record, new: &Record) -> Vec<PointVerdicts> {
     let mut all: Vec<(String, &str, &str)> = Vec::new();
-    for (name, figures) in &new.figures {
+    for (name, figures) in
+        new.figures.iter().filter(|(n, _)| took_part(old, n) && took_part(new, n))
+    {
         let before = old.figures.get(name);
         all.extend(before.map(|b| (name.clone(), b.verdicts.as_str(), figures.verdicts.as_str())));
     }
     for pair in &new.pairs {
+        let broke = |name: &String| !(took_part(old, name) && took_part(new, name));
+        if broke(&pair.a) || broke(&pair.b) {
+            continue;
+        }
         let before = old.pairs.iter().find(|p| p.a == pair.a && p.b == pair.b);
         let who = format!("{}–{}", pair.a, pair.b);
         all.extend(before.map(|b| (who, b.verdicts.as_str(), pair.verdicts.as_str())));
@@ -294,7 +307,11 @@ fn verdicts(old: &Record, new: &Record) -> Vec<PointVerdicts> {
 
 /// In the order of the new run's implementations.
 fn both<'a>(old: &'a Record, new: &'a Record) -> Vec<(&'a str, &'a Figures, &'a Figures)> {
+    // One that broke or was not there has no figures that say anything.
     let one = |i: &'a super::record::Implementation| {
+        if !(took_part(old, &i.name) && took_part(new, &i.name)) {
+            return None;
+        }
         let (a, b) = (old.figures.get(&i.name)?, new.figures.get(&i.name)?);
         Some((i.name.as_str(), a, b))
     };

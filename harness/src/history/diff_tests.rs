@@ -7,7 +7,7 @@ use super::testing::Past;
 use crate::result::{RunVerdict, Verdict};
 
 fn history(records: Vec<Record>) -> History {
-    History { place: "x".into(), records, skipped: Vec::new() }
+    History { place: "x".into(), records, others: 0, skipped: Vec::new() }
 }
 
 /// Equal nights, then another; what changed against the one before.

@@ -51,8 +51,12 @@ impl Store for Files {
         };
         let mut days = Vec::new();
         for entry in entries {
-            let name = entry.map_err(&failed)?.file_name();
-            days.extend(name.to_str().and_then(day_of).map(String::from));
+            let entry = entry.map_err(&failed)?;
+            // A folder of such a name is somebody else's.
+            if entry.path().is_dir() {
+                continue;
+            }
+            days.extend(entry.file_name().to_str().and_then(day_of).map(String::from));
         }
         days.sort();
         Ok(days)
@@ -71,7 +75,9 @@ impl Store for Files {
     fn check(&self) -> Result<(), StoreError> {
         let failed = self.failed("write to");
         fs::create_dir_all(&self.dir).map_err(&failed)?;
-        tempfile::Builder::new().prefix(".probe-").tempfile_in(&self.dir).map_err(failed)?;
+        // Its own name in the error would tell nobody anything.
+        let probe = tempfile::Builder::new().prefix(".probe-").tempfile_in(&self.dir);
+        probe.map_err(|error| failed(error.kind().into()))?;
         Ok(())
     }
 }
@@ -113,6 +119,7 @@ mod tests {
             files.append(day, line).unwrap();
         }
         fs::write(files.dir.join("notes.txt"), "not ours").unwrap();
+        fs::create_dir(files.dir.join("2026-01-30.jsonl")).unwrap();
         assert_eq!(files.days().unwrap(), ["2026-01-31", "2026-02-01"]);
         assert_eq!(files.read("2026-01-31").unwrap(), b"a\nc\n");
     }

@@ -45,7 +45,11 @@ pub fn table(history: &History, records: &[&Record], style: &Style) -> String {
     let _ = writeln!(out, "{}", whole_words(table));
     let more = match history.records.len() - records.len() {
         0 => String::new(),
-        n => format!(", {n} more with --all or other filters"),
+        n => format!(", {n} more with --all"),
+    };
+    let more = match history.others {
+        0 => more,
+        n => format!("{more}; {n} of other models or names"),
     };
     let _ = writeln!(out, "{} in {}{more}", count(history.records.len(), "run"), history.place);
     out

@@ -22,8 +22,12 @@ pub mod tell;
 mod testing;
 pub mod usual;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use llorch_models::progress::Progress;
+use llorch_trace::points::glob_matches;
 
 use crate::report::{Style, target};
 use crate::run::RunError;
@@ -59,12 +63,12 @@ struct Which {
     #[command(flatten)]
     place: recording::Place,
 
-    /// Only runs of this model, by the name it was asked for
-    #[arg(long, value_name = "MODEL")]
+    /// Only runs of this model, by the name it was asked for; `*` stands for anything
+    #[arg(long, value_name = "GLOB")]
     model: Option<String>,
 
-    /// Only runs of this name in a nightly's matrix
-    #[arg(long, value_name = "NAME")]
+    /// Only runs of this name in a nightly's matrix; `*` stands for anything
+    #[arg(long, value_name = "GLOB")]
     name: Option<String>,
 }
 
@@ -74,8 +78,8 @@ struct ListArgs {
     which: Which,
 
     /// How many, the latest
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    last: usize,
+    #[arg(long, value_name = "N", default_value = "20")]
+    last: NonZeroUsize,
 
     /// All of them
     #[arg(long, conflicts_with = "last")]
@@ -100,8 +104,8 @@ struct ShowArgs {
     error: Error,
 
     /// How many runs, the latest
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    last: usize,
+    #[arg(long, value_name = "N", default_value = "30")]
+    last: NonZeroUsize,
 
     /// Form of what is printed
     #[arg(long, value_enum, default_value_t = ShowFormat::Table)]
@@ -115,7 +119,8 @@ struct ShowArgs {
 #[derive(Debug, clap::Args)]
 struct DiffArgs {
     /// The old run and the new one: an id or how it begins, its six digits, last, last~N [default: the
-    /// last run and the one before it of the same model, cases, precision and machine]
+    /// last run and the one before it: of the same name in a nightly, else of the same model, cases, precision
+    /// and machine, else of the same model]
     #[arg(value_name = "RUN", num_args = 2)]
     runs: Vec<String>,
 
@@ -163,18 +168,24 @@ impl Which {
         };
         let mut history = History::read(&*store)?;
         for skipped in &history.skipped {
-            llorch_models::errln!("{skipped}");
+            Progress::new(false).say(&skipped.to_string());
         }
-        let model = |r: &Record| self.model.as_ref().is_none_or(|m| r.model.name == *m);
-        let name = |r: &Record| self.name.as_ref().is_none_or(|n| r.name.as_ref() == Some(n));
+        let model =
+            |r: &Record| self.model.as_ref().is_none_or(|glob| glob_matches(glob, &r.model.name));
+        let name = |r: &Record| {
+            let named = r.name.as_deref().unwrap_or_default();
+            self.name.as_ref().is_none_or(|glob| glob_matches(glob, named))
+        };
+        let all = history.records.len();
         history.records.retain(|r| model(r) && name(r));
+        history.others = all - history.records.len();
         Ok(history)
     }
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
     let history = args.which.read()?;
-    let from = if args.all { 0 } else { history.records.len().saturating_sub(args.last) };
+    let from = if args.all { 0 } else { history.records.len().saturating_sub(args.last.get()) };
     let records: Vec<&Record> = history.records[from..].iter().collect();
     match args.format {
         Format::Table => print(&list::table(&history, &records, &Style::of_stdout(false)))?,
@@ -186,7 +197,7 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
 fn show(args: &ShowArgs) -> anyhow::Result<()> {
     args.output.iter().try_for_each(|path| target::writable(path))?;
     let history = args.which.read()?;
-    let series = series::of(&history, &args.point, args.error, args.last)?;
+    let series = series::of(&history, &args.point, args.error, args.last.get())?;
     let text = match args.format {
         ShowFormat::Table => plot::text(&series, &Style::of_stdout(false)),
         ShowFormat::Json => serde_json::to_string_pretty(&series.json())? + "\n",
@@ -205,10 +216,9 @@ fn diff(args: &DiffArgs) -> anyhow::Result<()> {
         [old, new] => (find(&history, old)?, find(&history, new)?),
         _ => {
             let new = find(&history, "last")?;
-            let old = history.before(new).last().ok_or_else(|| {
+            let old = before(&history, new).ok_or_else(|| {
                 RunError::Usage(format!(
-                    "failed to find a run before {} of the same model, cases, precision and machine in {}; \
-                     expected two runs to be named",
+                    "failed to find a run before {} of the same name or model in {}; expected two runs to be named",
                     new.id, history.place
                 ))
             })?;
@@ -221,6 +231,14 @@ fn diff(args: &DiffArgs) -> anyhow::Result<()> {
         Format::Json => print(&serde_json::to_string_pretty(&changes)?)?,
     }
     Ok(())
+}
+
+/// The last of the same name in a nightly's matrix; else of the same series; else of the same model.
+fn before<'a>(history: &'a History, new: &'a Record) -> Option<&'a Record> {
+    let earlier = || history.records.iter().take_while(|r| r.id != new.id);
+    let named = earlier().filter(|r| new.name.is_some() && r.name == new.name).last();
+    let series = || history.before(new).last();
+    named.or_else(series).or_else(|| earlier().filter(|r| r.model.name == new.model.name).last())
 }
 
 fn find<'a>(history: &'a History, asked: &str) -> Result<&'a Record, RunError> {

@@ -176,7 +176,7 @@ mod tests {
         let mut records: Vec<_> = (0..6).map(|n| Past::default().record(n)).collect();
         let last = Past { hf: "transformers 5.1.0", errors: [0.0, 9e-4, 3e-6], ..Past::default() };
         records.push(last.record(6));
-        let history = History { place: "x".into(), records, skipped: Vec::new() };
+        let history = History { place: "x".into(), records, others: 0, skipped: Vec::new() };
         let series = series::of(&history, "h.0.ln_1", Error::Total, 30).unwrap();
         let text = text(&series, &Style::default());
         let row = |label: &str| {

@@ -8,6 +8,8 @@ use super::store::{Store, StoreError};
 pub struct History {
     pub place: String,
     pub records: Vec<Record>,
+    /// Runs that filters left out.
+    pub others: usize,
     /// Lines that are no records; nothing else is lost by them.
     pub skipped: Vec<Skipped>,
 }
@@ -38,7 +40,7 @@ pub enum FindError {
 impl History {
     pub fn read(store: &dyn Store) -> Result<History, StoreError> {
         let mut history =
-            History { place: store.place(), records: Vec::new(), skipped: Vec::new() };
+            History { place: store.place(), records: Vec::new(), others: 0, skipped: Vec::new() };
         for day in store.days()? {
             let bytes = store.read(&day)?;
             history.take(&day, &bytes);
@@ -114,7 +116,19 @@ fn record(line: &[u8], last: bool) -> Result<Record, String> {
     if schema != SCHEMA {
         return Err(format!("schema {schema:?}; expected {SCHEMA:?}"));
     }
-    serde_json::from_slice(line).map_err(|e| format!("damaged: {e}"))
+    let record: Record = serde_json::from_slice(line).map_err(|e| format!("damaged: {e}"))?;
+    let form = "0000-00-00T00:00:00Z";
+    let fits = |(found, expected): (char, char)| match expected {
+        '0' => found.is_ascii_digit(),
+        other => found == other,
+    };
+    let started = &record.started;
+    match started.len() == form.len() && started.chars().zip(form.chars()).all(fits) {
+        true => Ok(record),
+        false => Err(format!(
+            "damaged: it began at {started:?}; expected a time like 2026-01-31T12:00:00Z"
+        )),
+    }
 }
 
 impl std::fmt::Display for Skipped {
@@ -143,13 +157,17 @@ mod tests {
     #[test]
     fn a_last_line_that_ends_in_mid_write_says_so_and_newer_schemas_too() {
         let past = Past::default();
-        let mut history = History { place: "x".into(), records: vec![], skipped: vec![] };
+        let mut history =
+            History { place: "x".into(), records: vec![], others: 0, skipped: vec![] };
         let whole = serde_json::to_string(&past.record(0)).unwrap();
         history.take("2026-01-31", format!("{whole}\n{}", &whole[..99]).as_bytes());
         history.take("2026-02-01", b"{\"schema\":\"llorch.history/2\"}\n\n");
         assert_eq!(history.records.len(), 1);
         let told: Vec<String> = history.skipped.iter().map(Skipped::to_string).collect();
         assert!(told[0].contains("line 2 of 2026-01-31: torn"), "{told:?}");
+        let yesterday = Record { started: "yesterday".into(), ..past.record(0) };
+        history.take("2026-02-02", serde_json::to_string(&yesterday).unwrap().as_bytes());
+        assert!(history.skipped[2].reason.contains("yesterday"), "{:?}", history.skipped);
         assert!(told[1].contains("history/2") && told[1].contains("history/1"), "{told:?}");
     }
 
@@ -157,7 +175,7 @@ mod tests {
     fn runs_are_found_by_what_people_type() {
         let past = Past::default();
         let records: Vec<Record> = (0..3).map(|n| past.record(n)).collect();
-        let history = History { place: "x".into(), records, skipped: vec![] };
+        let history = History { place: "x".into(), records, others: 0, skipped: vec![] };
         let id = |asked: &str| history.find(asked).map(|r| r.id.clone()).map_err(|e| e.to_string());
         let ids: Vec<&String> = history.records.iter().map(|r| &r.id).collect();
         assert_eq!(id("last").as_ref(), Ok(ids[2]));
@@ -168,7 +186,7 @@ mod tests {
         for unknown in ["last~3", "last~x", "", "zzz"] {
             assert!(id(unknown).unwrap_err().contains("last~N"), "{unknown}");
         }
-        let none = History { place: "x".into(), records: vec![], skipped: vec![] };
+        let none = History { place: "x".into(), records: vec![], others: 0, skipped: vec![] };
         assert!(none.find("last").unwrap_err().to_string().contains("there are none"));
     }
 }

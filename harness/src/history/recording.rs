@@ -20,7 +20,7 @@ impl Place {
     /// What it says; the default one where nothing is said. None for `none`.
     pub fn store(&self) -> Result<Option<Box<dyn Store>>, StoreError> {
         match self.place.as_deref() {
-            Some(NONE) => Ok(None),
+            Some(place) if place.eq_ignore_ascii_case(NONE) => Ok(None),
             Some(place) => store::open(place).map(Some),
             None => {
                 let folder = llorch_models::data_dir().join("history");

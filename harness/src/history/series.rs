@@ -94,10 +94,21 @@ pub fn of<'a>(
     // What is usual is what it was before the runs that are shown as well.
     let lines =
         names(newest, error).into_iter().map(|name| line(&all, runs.len(), name, error, &points));
+    let lines: Vec<Line> = lines.collect();
+    if lines.iter().all(|l| l.values.iter().all(Option::is_none)) {
+        let (kept, other) = match error {
+            Error::Pair => ("no difference of two implementations", "--error total"),
+            Error::Total | Error::Local => ("no error against the oracle", "--error pair"),
+        };
+        return Err(RunError::Usage(format!(
+            "failed to show {asked:?}: {kept} is kept of it in {}; perhaps {other} is",
+            history.place
+        )));
+    }
     Ok(Series {
         asked: asked.into(),
         error,
-        lines: lines.collect(),
+        lines,
         points,
         runs,
         left_out,
@@ -117,7 +128,11 @@ fn line(all: &[&Record], shown: usize, name: String, error: Error, points: &[Poi
     let (_, earlier) = values.split_last().unwrap_or((&None, &[]));
     let earlier: Vec<f64> = earlier.iter().flatten().copied().collect();
     let from = all.len() - shown;
-    let version = |r: &Record| r.implementation(&name).map(|i| i.version.clone());
+    // One that never said hello has none.
+    let version = |r: &Record| {
+        let of = r.implementation(&name).map(|i| i.version.clone());
+        of.filter(|version| !version.is_empty())
+    };
     let versions = (1..shown).filter_map(|i| {
         let (old, new) = (version(all[from + i - 1])?, version(all[from + i])?);
         (old != new).then_some((i, old, new))
@@ -185,7 +200,7 @@ mod tests {
         records.push(other.record(6));
         let last = Past { hf: "transformers 5.1.0", errors: [1e-7, 9e-6, 3e-6], ..Past::default() };
         records.push(last.record(7));
-        History { place: "x".into(), records, skipped: Vec::new() }
+        History { place: "x".into(), records, others: 0, skipped: Vec::new() }
     }
 
     #[test]

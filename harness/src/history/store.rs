@@ -45,7 +45,11 @@ pub fn open(place: &str) -> Result<Box<dyn Store>, StoreError> {
     };
     match place.split_once("://") {
         None if place.is_empty() => Err(not_understood("it is empty")),
+        None if place.starts_with("file:") => Err(not_understood("found file: without //")),
         None => Ok(Box::new(Files::new(PathBuf::from(place)))),
+        Some(("file", path)) if path.contains('%') => {
+            Err(not_understood("found % in a file:// URL; name the folder itself"))
+        }
         Some(("file", path)) if path.starts_with('/') => Ok(Box::new(Files::new(path.into()))),
         Some(("file", _)) => Err(not_understood("a file:// URL holds an absolute path")),
         Some(("s3", _)) => Ok(Box::new(S3::open(place)?)),
@@ -83,7 +87,13 @@ mod tests {
     fn a_place_is_a_folder_or_a_url_that_is_known() {
         assert_eq!(open("runs/history").unwrap().place(), "runs/history");
         assert_eq!(open("file:///tmp/h").unwrap().place(), "/tmp/h");
-        for (place, found) in [("", "empty"), ("ftp://x/y", "ftp://"), ("file://x", "absolute")] {
+        for (place, found) in [
+            ("", "empty"),
+            ("ftp://x/y", "ftp://"),
+            ("file://x", "absolute"),
+            ("file:/x", "without //"),
+            ("file:///x%20y", "found %"),
+        ] {
             let error = open(place).unwrap_err().to_string();
             assert!(error.contains(found) && error.contains("expected"), "{error}");
         }

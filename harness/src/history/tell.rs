@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::diff::{Change, Changes, Errors};
+use super::diff::{Change, Changes, Checkpoint, Errors};
 use super::record::{Record, checkpoint_name};
 use crate::report::numbers::{error, seconds};
 use crate::report::wrong;
@@ -17,14 +17,14 @@ pub fn text(changes: &Changes, old: &Record, new: &Record) -> String {
         let _ = writeln!(out, "{which}  {}  {verdict}  {model}", record.id);
     }
     let _ = writeln!(out);
-    for line in lines(changes) {
+    for line in lines(changes, new) {
         let _ = writeln!(out, "{line}");
     }
     out
 }
 
 /// A line for each change; `nothing changed` where there is none but times.
-pub fn lines(changes: &Changes) -> Vec<String> {
+pub fn lines(changes: &Changes, new: &Record) -> Vec<String> {
     let mut lines = Vec::new();
     if changes.nothing_changed {
         lines.push("nothing changed".to_string());
@@ -40,7 +40,11 @@ pub fn lines(changes: &Changes) -> Vec<String> {
         lines.push(format!("{}: {} → {}", c.what, c.old, c.new));
     }
     for i in &changes.implementations {
+        let why = new.implementation(&i.name).map(|now| now.reason.as_str()).unwrap_or_default();
         lines.push(match (&i.old, &i.new) {
+            (Some(old), Some(new)) if !why.is_empty() => {
+                format!("{}: {old} → {new}: {why}", i.name)
+            }
             (Some(old), Some(new)) => format!("{}: {old} → {new}", i.name),
             (None, Some(new)) => format!("{}: joined, {new}", i.name),
             (_, None) => format!("{}: was not asked", i.name),
@@ -50,11 +54,7 @@ pub fn lines(changes: &Changes) -> Vec<String> {
         lines.push(format!("newly UNCHECKED: {}: {}", u.what, u.reason));
     }
     lines.extend(changes.unchecked_gone.iter().map(|u| format!("checked again: {}", u.what)));
-    for c in &changes.checkpoints {
-        let named = |v: Option<Verdict>| v.map_or("not looked at", Verdict::name);
-        let slug = checkpoint_name(c.number);
-        lines.push(format!("checkpoint {} {slug}: {} → {}", c.number, named(c.old), named(c.new)));
-    }
+    lines.extend(checkpoints(&changes.checkpoints));
     for v in &changes.verdicts {
         let first = v.points.first().map(ToString::to_string).unwrap_or_default();
         let points = count(v.points.len(), "point");
@@ -76,6 +76,23 @@ pub fn lines(changes: &Changes) -> Vec<String> {
         lines.push(format!("time of {}: {old} → {new}, usually {usual} (a note)", t.part));
     }
     lines
+}
+
+/// Neighbours that change alike in one line.
+fn checkpoints(all: &[Checkpoint]) -> Vec<String> {
+    let verdict = |v: Option<Verdict>| v.map_or("not looked at", Verdict::name);
+    let alike = |a: &Checkpoint, b: &Checkpoint| {
+        (a.old, a.new) == (b.old, b.new) && a.number + 1 == b.number
+    };
+    let line = |group: &[Checkpoint]| {
+        let (first, last) = (group.first()?, group.last()?);
+        let which = match group.len() {
+            1 => format!("checkpoint {} {}", first.number, checkpoint_name(first.number)),
+            _ => format!("checkpoints {} to {}", first.number, last.number),
+        };
+        Some(format!("{which}: {} → {}", verdict(first.old), verdict(first.new)))
+    };
+    all.chunk_by(alike).filter_map(line).collect()
 }
 
 fn named(letter: char) -> &'static str {

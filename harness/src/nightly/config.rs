@@ -149,7 +149,9 @@ fn block(matrix: &Matrix, beside: &Path, latest: bool) -> Result<Vec<Task>, Stri
         versions.push(Version::Latest);
     }
     let mut tasks = Vec::new();
-    for model in &matrix.models {
+    for name in &matrix.models {
+        llorch_models::check_name(name).map_err(|e| e.to_string())?;
+        let model = &beside_config(name, beside);
         for suite in &matrix.suites {
             let found = find(suite, beside).map_err(|e| e.to_string())?;
             for dtype in &matrix.dtypes {
@@ -206,6 +208,15 @@ fn with(references: &[String], version: Version) -> Vec<String> {
         _ => vec![name.clone()],
     };
     references.iter().flat_map(newest).collect()
+}
+
+/// A folder that is named from the config's own, as suites are.
+fn beside_config(model: &str, beside: &Path) -> String {
+    let path = beside.join(model);
+    match Path::new(model).is_relative() && llorch_models::may_be_a_folder(model) && path.is_dir() {
+        true => path.to_string_lossy().into_owned(),
+        false => model.to_string(),
+    }
 }
 
 /// A folder's last part, a hub id whole.
@@ -275,6 +286,8 @@ mod tests {
             ("[[matrix]]\nmodels = [\"nano\"]\nsuites = [\"no.toml\"]\n", "no.toml"),
             ("[[matrix]]\nmodels = [\"nano\", \"nano\"]\n", "there twice"),
             ("[[matrix]]\nmodel = [\"nano\"]\n", "unknown field `model`"),
+            ("[[matrix]]\nmodels = [\"\"]\n", "empty"),
+            ("[[matrix]]\nmodels = [\"synth:nosuch\"]\n", "nosuch"),
         ] {
             let error = names(text, false).unwrap_err();
             assert!(error.contains("x.toml") && error.contains(expected), "{text}: {error}");

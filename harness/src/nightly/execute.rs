@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use llorch_models::progress::Progress;
+use llorch_models::{ModelError, ResolveOptions};
 
 use super::config::{Kind, Task};
 use super::outcome::Outcome;
@@ -22,7 +23,7 @@ use crate::run::args::Request;
 use crate::run::means::Means;
 use crate::run::{RunError, pipeline};
 use crate::saved;
-use crate::text::{rfc3339, shell_word};
+use crate::text::{count, rfc3339, shell_word};
 
 /// What all tasks of a night share.
 #[derive(Debug)]
@@ -34,6 +35,12 @@ pub struct Shared<'a> {
     pub keep: bool,
     /// The nights before.
     pub past: &'a History,
+}
+
+impl Shared<'_> {
+    fn resolve(&self) -> ResolveOptions {
+        ResolveOptions { offline: self.means.offline, ..ResolveOptions::default() }
+    }
 }
 
 /// A task's outcome, and what is to be remembered of it.
@@ -54,7 +61,7 @@ pub fn execute(task: &Task, shared: &Shared<'_>) -> anyhow::Result<(Outcome, Rec
         if let (false, true, Some(base)) = (old.has_figures(), record.has_figures(), base) {
             changes.take_figures_of(diff(shared.past, base, &record));
         }
-        outcome.news = tell::lines(&changes);
+        outcome.news = tell::lines(&changes, &record);
         outcome.changes = Some(changes);
     }
     Ok((outcome, record))
@@ -68,20 +75,22 @@ pub fn last<'a>(past: &'a History, name: &str) -> Option<&'a Record> {
 fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outcome, Record)> {
     let place = Path::new("runs").join(&task.name);
     let request = request(task, shared, &place)?;
+    let dir = shared.out.join(&place);
+    fs::create_dir_all(dir.parent().unwrap_or(shared.out))?;
+    if let Err(error) = llorch_models::resolve(&task.model, &shared.resolve()) {
+        return Ok(not_run(task, of_model(&error), &error.to_string(), started));
+    }
     let outcome = match pipeline::execute(&request) {
         Ok(outcome) => outcome,
-        Err(error) => return Ok(not_run(task, &error, started)),
+        // The weights are here: what is wrong is the subject's, or the machine's.
+        Err(error) => {
+            return Ok(not_run(task, RunVerdict::Error, &error.to_string(), started));
+        }
     };
-    let dir = shared.out.join(&place);
-    fs::create_dir_all(&dir)?;
     let result = &outcome.result;
     let seen = Run { result, dir: Some(outcome.out.path()) };
     let page = export(&seen, ReportFormat::Html, &Style::default())?;
     target::write(&dir.join("index.html"), &page)?;
-    if !shared.keep {
-        saved::write_result(&dir, result)?;
-        keep_stderr(outcome.out.path(), &dir)?;
-    }
     let record = Record::new(result, &outcome.collected.evidence);
     let missing = |u: &&Unchecked| u.kind == UncheckedKind::Missing;
     let mut failures: Vec<String> = result.odd.iter().map(crate::report::wrong).collect();
@@ -104,6 +113,10 @@ fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outco
         result: Some(path(&place.join(saved::RESULT))),
         suites: junit_suites(result),
     };
+    if !shared.keep {
+        drop(outcome);
+        drop_tensors(&dir)?;
+    }
     Ok((made, record))
 }
 
@@ -137,7 +150,7 @@ fn request(task: &Task, shared: &Shared<'_>, place: &Path) -> Result<Request, Ru
         suite: suite.clone(),
         subject: crate::lineup::subject(task.subject.as_deref())?,
         references: crate::lineup::references(references)?,
-        out: shared.keep.then(|| shared.out.join(place)),
+        out: Some(shared.out.join(place)),
         fail_fast: false,
         jobs: 1,
         threads: shared.means.threads(),
@@ -152,31 +165,32 @@ fn request(task: &Task, shared: &Shared<'_>, place: &Path) -> Result<Request, Ru
     })
 }
 
-/// What implementations said on stderr explains what they did not do.
-fn keep_stderr(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_string_lossy().ends_with(".stderr.txt") {
-            fs::copy(entry.path(), to.join(name))?;
+/// Leaves the result, the page, and what implementations said on stderr.
+fn drop_tensors(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(path)?;
+        } else if path.file_name().is_some_and(|name| name == saved::EVIDENCE) {
+            fs::remove_file(path)?;
         }
     }
     Ok(())
 }
 
-/// Something that could not be run: INCOMPLETE where the environment is at fault, else ERROR.
-fn not_run(task: &Task, error: &RunError, started: &str) -> (Outcome, Record) {
-    let verdict = match error {
-        RunError::Environment(_) => RunVerdict::Incomplete,
-        RunError::Usage(_) | RunError::Subject(_) => RunVerdict::Error,
-    };
-    let reason = error.to_string();
+/// Weights that can't be had here and now leave a run INCOMPLETE; a name that can't be meant is an ERROR.
+fn of_model(error: &ModelError) -> RunVerdict {
+    if error.exit_code() == 2 { RunVerdict::Error } else { RunVerdict::Incomplete }
+}
+
+/// Something that could not be run.
+fn not_run(task: &Task, verdict: RunVerdict, why: &str, started: &str) -> (Outcome, Record) {
     let unchecked = vec![Unchecked {
-        what: task.name.clone(),
+        what: "the whole run".into(),
         kind: UncheckedKind::Missing,
-        reason: reason.clone(),
+        reason: why.to_string(),
     }];
-    without_figures(task, verdict, reason, unchecked, Vec::new(), started)
+    without_figures(task, verdict, why.to_string(), unchecked, Vec::new(), started)
 }
 
 fn without_figures(
@@ -217,12 +231,11 @@ fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<
     let result = match check::check(&asked) {
         Ok(result) => result,
         Err(error) => {
-            let error = match error {
-                CheckError::Subject(_) => RunError::Usage(error.to_string()),
-                CheckError::Live(_) => RunError::Subject(error.to_string()),
-                _ => RunError::Environment(error.to_string()),
+            let verdict = match &error {
+                CheckError::Model(error) => of_model(error),
+                _ => RunVerdict::Error,
             };
-            return Ok(not_run(task, &error, started));
+            return Ok(not_run(task, verdict, &error.to_string(), started));
         }
     };
     let place = Path::new("runs").join(&task.name);
@@ -231,10 +244,19 @@ fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<
     let text = serde_json::to_string_pretty(&result)? + "\n";
     target::write(&dir.join("golden.json"), &text)?;
     let of = |verdict: Verdict| result.published.iter().filter(move |a| a.verdict == verdict);
-    let unchecked = of(Verdict::Unchecked).map(|a| Unchecked {
-        what: format!("published answer {}", a.id),
+    // One line a reason: what stops one answer mostly stops all.
+    let mut reasons: Vec<(&str, usize)> = Vec::new();
+    for answer in of(Verdict::Unchecked) {
+        match reasons.iter_mut().find(|(reason, _)| *reason == answer.reason) {
+            Some((_, n)) => *n += 1,
+            None => reasons.push((&answer.reason, 1)),
+        }
+    }
+    let missing: usize = reasons.iter().map(|(_, n)| n).sum();
+    let unchecked = reasons.iter().map(|(reason, n)| Unchecked {
+        what: count(*n, "published answer"),
         kind: UncheckedKind::Missing,
-        reason: a.reason.clone(),
+        reason: reason.to_string(),
     });
     let wrong = [Verdict::Fail, Verdict::Error].into_iter().flat_map(of);
     let failures = wrong.map(|a| match a.worst() {
@@ -248,7 +270,7 @@ fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<
         result.verdict.name(),
         result.published.len(),
         failures.len(),
-        unchecked.len()
+        missing
     );
     let (mut outcome, record) =
         without_figures(task, result.verdict, says, unchecked, failures, started);

@@ -74,12 +74,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let store = args.history.to_record()?;
     let past = match &store {
         Some(store) => History::read(&**store).map_err(RunError::from)?,
-        None => History { place: String::new(), records: Vec::new(), skipped: Vec::new() },
+        None => {
+            History { place: String::new(), records: Vec::new(), others: 0, skipped: Vec::new() }
+        }
     };
     for skipped in &past.skipped {
         llorch_models::errln!("{skipped}");
     }
-    clear(&args.out)?;
+    let _alone = clear(&args.out)?;
     let (began, started) = (Instant::now(), rfc3339(SystemTime::now()));
     let (runs, remembered) = execute_all(args, &tasks, &past, store.as_deref())?;
     let night = Night {
@@ -164,13 +166,23 @@ fn is_free(out: &Path) -> Result<(), RunError> {
     }
 }
 
-/// Nothing stays that would be mistaken for this night's.
-fn clear(out: &Path) -> Result<(), RunError> {
+/// Nothing stays that would be mistaken for this night's. The folder is this night's as long as the
+/// file lives: another one is refused.
+fn clear(out: &Path) -> Result<fs::File, RunError> {
     let failed = |e: std::io::Error| {
         RunError::Environment(format!("failed to write to --out {}: {e}", out.display()))
     };
     fs::create_dir_all(out).map_err(failed)?;
-    fs::write(out.join(MARK), "").map_err(failed)?;
+    let mark = fs::File::create(out.join(MARK)).map_err(failed)?;
+    if let Err(error) = fs4::FileExt::try_lock(&mark) {
+        return Err(match error {
+            fs4::TryLockError::WouldBlock => RunError::Environment(format!(
+                "failed to write to --out {}: another night is at it",
+                out.display()
+            )),
+            fs4::TryLockError::Error(error) => failed(error),
+        });
+    }
     for name in [NIGHT, "index.html", "summary.md", "junit.xml"] {
         match fs::remove_file(out.join(name)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
@@ -181,7 +193,7 @@ fn clear(out: &Path) -> Result<(), RunError> {
     if runs.exists() {
         fs::remove_dir_all(runs).map_err(failed)?;
     }
-    Ok(())
+    Ok(mark)
 }
 
 /// Says that the folder is a night's even before there is one.

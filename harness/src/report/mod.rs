@@ -43,7 +43,7 @@ pub enum Format {
     /// Tables for a terminal.
     #[default]
     Table,
-    /// The result as it is saved in result.json.
+    /// All of it as JSON, by the schema in docs/schemas.
     Json,
     /// Markdown, for a pull request or an issue.
     Md,
@@ -107,12 +107,13 @@ impl Style {
     /// What standard output asks for: its width, colour unless NO_COLOR is set or it is a pipe.
     pub fn of_stdout(pairs: bool) -> Style {
         use std::io::IsTerminal;
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let terminal = std::io::stdout().is_terminal();
         let asked_not = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|v| v != "0" && !v.is_empty());
         let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
         let width = if terminal { terminal_width() } else { columns() };
-        Style { width, colour: !asked_not && (terminal || forced), pairs }
+        Style { width, colour: !asked_not && (terminal && !dumb || forced), pairs }
     }
 }
 

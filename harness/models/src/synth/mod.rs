@@ -58,6 +58,22 @@ pub const SIZES: [Size; 6] = [
     Size { name: "tiny", n_layer: 6, n_head: 4, n_embd: 64, n_positions: 256 },
 ];
 
+/// Whether there is such a size; `name` is what was asked for.
+pub fn check_size(name: &str, size: &str) -> Result<(), ModelError> {
+    find(name, size).map(drop)
+}
+
+fn find(name: &str, size: &str) -> Result<Size, ModelError> {
+    let found = SIZES.iter().find(|known| known.name == size);
+    found.copied().ok_or_else(|| ModelError::Name {
+        name: name.to_owned(),
+        reason: format!(
+            "there is no synthetic size `{size}`, only {}",
+            SIZES.map(|known| known.name).join(", ")
+        ),
+    })
+}
+
 /// Computes the model into the cache, unless it is there, and says where it is.
 pub fn resolve(
     name: &str,
@@ -66,13 +82,7 @@ pub fn resolve(
     options: &ResolveOptions,
     cache: &Path,
 ) -> Result<ResolvedModel, ModelError> {
-    let size = *SIZES.iter().find(|known| known.name == size).ok_or_else(|| ModelError::Name {
-        name: name.to_owned(),
-        reason: format!(
-            "there is no synthetic size `{size}`, only {}",
-            SIZES.map(|known| known.name).join(", ")
-        ),
-    })?;
+    let size = find(name, size)?;
     let identity = format!("{}, seed {seed}, recipe {RECIPE}", size.name);
     let key = hex(&Sha256::digest(&identity)[..8]);
     let dir = cache.join("models").join(format!("synth-{}-{key}", size.name));

@@ -87,6 +87,14 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 fn review(args: &Args) -> Result<u8, Stop> {
+    let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let asks = at_terminal && args.format == Format::Table;
+    if args.reason.is_some() && !(args.accept_all || args.reject_all || asks) {
+        return Err(Stop::input(
+            "--reason says why, but nothing is decided; expected --accept-all or --reject-all beside it"
+                .to_string(),
+        ));
+    }
     let place = Place::enter(&args.dir)?;
     let Some(mut pending) = Pending::read(&place.dir)? else {
         print(args, &Review::nothing(&args.dir))?;
@@ -133,8 +141,7 @@ fn review(args: &Args) -> Result<u8, Stop> {
         print(args, &review)?;
     } else {
         review.pending.extend(left_out);
-        let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-        if at_terminal && args.format == Format::Table {
+        if asks {
             let (mut input, mut out) = (std::io::stdin().lock(), std::io::stdout().lock());
             ask::ask(&place, &mut review, reason, &mut input, &mut out)?;
             let left = review.pending.len();

@@ -84,7 +84,7 @@ fn table(markdown: bool) -> Table {
         "case",
         "step",
         "tensor",
-        "max |new−old|",
+        "largest change",
         "error of old",
         "error of new",
         "nearer",
