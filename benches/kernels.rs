@@ -10,13 +10,13 @@ use std::hint::black_box;
 use llorch_cpud::Config;
 use llorch_cpud::kv_cache::KvCache;
 use llorch_cpud::ops::activation::{Activation, activate};
-use llorch_cpud::ops::attention::{context, scores, split_heads};
+use llorch_cpud::ops::attention::attend;
 use llorch_cpud::ops::layer_norm::layer_norm;
-use llorch_cpud::ops::linear::linear;
-use llorch_cpud::ops::lm_head::logits;
-use llorch_cpud::ops::softmax::causal_softmax;
+use llorch_cpud::ops::linear::{Store, linear};
+use llorch_cpud::packed::{Format, Layout, Packed, Panel};
 use llorch_cpud::sampler::SplitMix64;
-use ndarray::{Array2, Array3};
+use llorch_cpud::team::Team;
+use ndarray::Array2;
 
 const LAYERS: usize = 12;
 const E: usize = 768;
@@ -25,39 +25,37 @@ const HEADS: usize = 12;
 
 fn main() {
     let threads = std::env::args().find_map(|a| a.parse().ok()).unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
-    pool.install(run);
-}
-
-fn run() {
+    let team = Team::new(threads).expect("threads start");
     let bias = vec![0.5; 4 * E];
-    let layers: Vec<[Array2<f32>; 4]> = (0..LAYERS)
-        .map(|_| [random(E, 3 * E), random(E, E), random(E, 4 * E), random(4 * E, E)])
-        .collect();
-    let head = random(VOCABULARY, E);
+    let shapes = [(E, 3 * E), (E, E), (E, 4 * E), (4 * E, E)];
+    let packed = |(inputs, outputs)| {
+        Packed::from_matrix(random(inputs, outputs).view(), Layout::InputsByOutputs, Format::F32)
+    };
+    let layers: Vec<[Packed; 4]> = (0..LAYERS).map(|_| shapes.map(packed)).collect();
+    let weights: usize = layers.iter().flatten().map(|w| w.inputs() * w.outputs()).sum();
+    let head = packed((E, VOCABULARY));
+    let mut out = vec![0.0; 512 * 4 * E.max(VOCABULARY / 512)];
 
-    let bytes = (head.len() * 4) as f64;
+    let bytes = (E * VOCABULARY * 4) as f64;
     per_second("read 154 MB", "GB/s", bytes / 1e9, 8, || {
-        black_box(read(head.as_slice().expect("standard layout")));
+        black_box((0..VOCABULARY / 64).map(|p| read(&head, p)).max());
     });
-    for tokens in [1, 2, 4, 16, 64, 512] {
-        let x = random(tokens, 4 * E);
-        let narrow = random(tokens, E);
-        let weights: usize = layers.iter().flatten().map(Array2::len).sum();
+    for tokens in [1, 2, 4, 8, 16, 64, 512] {
+        let x = random(tokens, 4 * E).into_raw_vec_and_offset().0;
         let flop = (2 * tokens * weights) as f64;
         let (unit, amount) =
             if tokens < 4 { ("GB/s", weights as f64 * 4e-9) } else { ("GFLOP/s", flop * 1e-9) };
         per_second(&format!("linear, {tokens} tokens"), unit, amount, 4, || {
             for w in layers.iter().flatten() {
-                let x = if w.nrows() == E { &narrow } else { &x };
-                black_box(linear(x.view(), w.view(), &bias[..w.ncols()]));
+                let (x, out) = (&x[..tokens * w.inputs()], &mut out[..tokens * w.outputs()]);
+                linear(&team, black_box(x), w, &bias[..w.outputs()], Store, out);
             }
         });
     }
     for tokens in [1, 4] {
-        let x = random(tokens, E);
+        let x = random(tokens, E).into_raw_vec_and_offset().0;
         per_second(&format!("head, {tokens} tokens"), "GB/s", bytes / 1e9, 8, || {
-            black_box(logits(x.view(), head.view()));
+            linear(&team, black_box(&x), &head, &[], Store, &mut out[..tokens * VOCABULARY]);
         });
     }
     for (past, tokens, repeat) in [(0, 512, 20), (511, 1, 2000)] {
@@ -66,26 +64,20 @@ fn run() {
             "n_embd": E, "vocab_size": VOCABULARY, "n_positions": 1024});
         let config = Config::from_json(&config).expect("a configuration");
         let mut cache = KvCache::new(&config);
-        let [_, k, v] = split_heads::<3>(random(len, 3 * E).view(), HEADS);
-        cache.layer_mut(0).store(0, k.view(), v.view());
-        let [q] = split_heads::<1>(random(tokens, E).view(), HEADS);
-        let name = |what: &str| format!("{what}, {tokens} of {len} tokens");
-        per_second(&name("scores"), "calls/s", 1.0, repeat, || {
-            black_box(scores(q.view(), cache.layer(0), len, 0.125));
-        });
-        let mut probs: Array3<f32> = scores(q.view(), cache.layer(0), len, 0.125);
-        per_second(&name("softmax"), "calls/s", 1.0, repeat, || {
-            causal_softmax(black_box(&mut probs))
-        });
-        per_second(&name("context"), "calls/s", 1.0, repeat, || {
-            black_box(context(probs.view(), cache.layer(0)));
+        let qkv = random(len, 3 * E).into_raw_vec_and_offset().0;
+        cache.layer_mut(0).store_rows(0, &qkv);
+        let q = &qkv[past * 3 * E..];
+        per_second(&format!("attention, {tokens} of {len} tokens"), "calls/s", 1.0, repeat, || {
+            attend(&team, black_box(q), cache.layer(0), len, 0.125, &mut out[..tokens * E]);
         });
     }
-    let mut x = random(512, 4 * E);
-    per_second("gelu, 512 tokens", "calls/s", 1.0, 20, || activate(&mut x, Activation::GeluTanh));
-    let x = random(512, E);
+    let mut x = random(512, 4 * E).into_raw_vec_and_offset().0;
+    per_second("gelu, 512 tokens", "calls/s", 1.0, 20, || {
+        activate(&team, black_box(&mut x), Activation::GeluTanh);
+    });
+    let x = &x[..512 * E];
     per_second("layer_norm, 512 tokens", "calls/s", 1.0, 20, || {
-        black_box(layer_norm(x.view(), &bias[..E], &bias[..E], 1e-5));
+        layer_norm(&team, black_box(x), &bias[..E], &bias[..E], 1e-5, &mut out[..512 * E]);
     });
 }
 
@@ -118,7 +110,9 @@ fn processor_time() -> f64 {
 }
 
 /// Touches everything once, as fast as a plain loop can.
-fn read(values: &[f32]) -> u32 {
+fn read(matrix: &Packed, p: usize) -> u32 {
+    let Panel::F32(rows) = matrix.panel(p) else { return 0 };
+    let values = rows.as_flattened();
     let mut lanes = [0u32; 64];
     for chunk in values.as_chunks::<64>().0 {
         for (lane, value) in lanes.iter_mut().zip(chunk) {

@@ -2,7 +2,6 @@
 
 use std::io::{BufReader, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Options, generate};
 use crate::inspect;
 use crate::model::Model;
+use crate::packed::Format;
 use crate::probe::NoProbe;
 use crate::sampler::Sampling;
 use crate::server;
@@ -73,6 +73,10 @@ pub struct ModelArgs {
     /// Threads to compute with; 0 takes all cores
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+
+    /// What weights are kept in, and what they are multiplied by is rounded to; sums are in f32
+    #[arg(long, value_enum, default_value_t = Format::F32)]
+    pub dtype: Format,
 }
 
 impl ModelArgs {
@@ -199,7 +203,7 @@ fn run_inspect(args: InspectArgs) -> Result<()> {
 fn run_generate(args: GenerateArgs) -> Result<()> {
     on_interrupt();
     let resolved = args.model.resolve()?;
-    let model = load(&resolved.name, &resolved.dir, args.model.threads)?;
+    let model = load(&resolved, &args.model)?;
     let needs_text = args.prompt.is_some() || !args.print_ids;
     let tokenizer = if needs_text { Some(Tokenizer::load(&resolved.dir)?) } else { None };
     let prompt = match (&args.prompt, args.ids, &tokenizer) {
@@ -261,9 +265,9 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
 }
 
 /// Loads a model, and tells that it does where that takes long.
-pub fn load(name: &str, dir: &Path, threads: usize) -> Result<Model> {
-    let _bar = Progress::new(false).open(name, "loading the model");
-    Model::load(dir, threads)
+pub fn load(resolved: &ResolvedModel, args: &ModelArgs) -> Result<Model> {
+    let _bar = Progress::new(false).open(&resolved.name, "loading the model");
+    Model::load(&resolved.dir, args.dtype, args.threads)
 }
 
 /// Ctrl-C ends the program as ever, but no half a progress bar stays behind.

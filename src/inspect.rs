@@ -27,7 +27,7 @@ pub fn inspect(model: &ResolvedModel) -> Result<Report> {
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
     let raw_config = serde_json::from_str(&text)
         .map_err(|e| Error::Config { path: path.clone(), what: format!("not JSON: {e}") })?;
-    weights::Weights::load(&model.dir, &config)?;
+    weights::Weights::check(&model.dir, &config)?;
     let tensors = weights::list(&weights::file_in(&model.dir)?)?;
     Ok(Report { model: model.clone(), config, raw_config, tensors })
 }

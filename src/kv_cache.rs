@@ -91,13 +91,39 @@ impl LayerCache {
         assert!(at + tokens <= self.room, "{at} + {tokens} positions in a cache of {}", self.room);
         for h in 0..heads {
             for t in 0..tokens {
-                let row = (h * self.room + at + t) * head_dim;
-                let first = self.key_index(h, at + t, 0);
-                for d in 0..head_dim {
-                    self.keys[first + d * BLOCK] = k[[h, t, d]];
-                    self.values[row + d] = v[[h, t, d]];
-                }
+                self.put(h, at + t, |d| k[[h, t, d]], |d| v[[h, t, d]]);
             }
+        }
+    }
+
+    /// Stores the keys and values of `qkv`, `[T, 3E]`, at positions `at..at+T`.
+    pub fn store_rows(&mut self, at: usize, qkv: &[f32]) {
+        let (heads, head_dim) = (self.heads, self.head_dim);
+        let width = heads * head_dim;
+        let tokens = qkv.len() / (3 * width);
+        assert!(at + tokens <= self.room, "{at} + {tokens} positions in a cache of {}", self.room);
+        for (t, row) in qkv.chunks_exact(3 * width).enumerate() {
+            let (k, v) = row[width..].split_at(width);
+            for h in 0..heads {
+                let (k, v) = (&k[h * head_dim..][..head_dim], &v[h * head_dim..][..head_dim]);
+                self.put(h, at + t, |d| k[d], |d| v[d]);
+            }
+        }
+    }
+
+    /// Stores one key and one value, element by element.
+    fn put(
+        &mut self,
+        h: usize,
+        position: usize,
+        k: impl Fn(usize) -> f32,
+        v: impl Fn(usize) -> f32,
+    ) {
+        let (key, value) =
+            (self.key_index(h, position, 0), (h * self.room + position) * self.head_dim);
+        for d in 0..self.head_dim {
+            self.keys[key + d * BLOCK] = k(d);
+            self.values[value + d] = v(d);
         }
     }
 
@@ -125,6 +151,11 @@ impl LayerCache {
     pub(crate) fn head_values(&self, h: usize) -> &[f32] {
         let size = self.room * self.head_dim;
         &self.values[h * size..][..size]
+    }
+
+    /// H
+    pub fn heads(&self) -> usize {
+        self.heads
     }
 
     /// D

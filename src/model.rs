@@ -7,20 +7,21 @@
 use std::path::Path;
 
 use llorch_trace::{Point, Stage};
-use ndarray::{Array, Array1, Array2, Axis, Dimension, s};
+use ndarray::{Array, Array1, Array2, ArrayViewMut2, Axis, Dimension};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::ops::activation::activate;
-use crate::ops::attention::{context, merge_heads, scores, split_heads};
+use crate::ops::attention::{attend, context, join_heads, merge_heads, scores, split_heads};
 use crate::ops::embedding::embed;
 use crate::ops::layer_norm::layer_norm;
-use crate::ops::linear::linear;
-use crate::ops::lm_head::logits;
+use crate::ops::linear::{Activate, Add, Store, linear};
 use crate::ops::softmax::causal_softmax;
+use crate::packed::Format;
 use crate::probe::Probe;
-use crate::weights::Weights;
+use crate::team::Team;
+use crate::weights::{Block, Linear, Weights};
 
 /// More than any machine computes with: a mistyped number would start threads for minutes.
 pub const MAX_THREADS: usize = 1024;
@@ -30,7 +31,7 @@ pub const MAX_THREADS: usize = 1024;
 pub struct Model {
     config: Config,
     weights: Weights,
-    pool: rayon::ThreadPool,
+    team: Team,
 }
 
 /// For which of the tokens logits are wanted: the head is the largest matrix.
@@ -41,20 +42,18 @@ pub enum Rows {
 }
 
 impl Model {
-    /// Loads `config.json` and `model.safetensors` from a folder. 0 threads: as many as the machine has.
-    pub fn load(dir: &Path, threads: usize) -> Result<Model> {
+    /// Loads `config.json` and `model.safetensors` from a folder, its matrices kept in `format`. 0 threads: as
+    /// many as the machine has.
+    pub fn load(dir: &Path, format: Format, threads: usize) -> Result<Model> {
         if threads > MAX_THREADS {
             let what = format!("{threads} were asked for; expected 0 to {MAX_THREADS}");
             return Err(Error::input("start the threads", what));
         }
         let config = Config::from_file(&dir.join("config.json"))?;
-        let weights = Weights::load(dir, &config)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("llorch-{i}"))
-            .build()
-            .map_err(|e| Error::internal("start the threads", e.to_string()))?;
-        Ok(Model { config, weights, pool })
+        let team =
+            Team::new(threads).map_err(|e| Error::internal("start the threads", e.to_string()))?;
+        let weights = Weights::load(dir, &config, format, &team)?;
+        Ok(Model { config, weights, team })
     }
 
     pub fn config(&self) -> &Config {
@@ -66,7 +65,7 @@ impl Model {
     }
 
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
     /// An empty cache that fits this model.
@@ -98,84 +97,43 @@ impl Model {
                 n_positions,
             });
         }
-        self.pool.install(|| self.run(ids, cache, rows, probe))
-    }
-
-    fn run<P: Probe>(
-        &self,
-        ids: &[u32],
-        cache: &mut KvCache,
-        rows: Rows,
-        probe: &mut P,
-    ) -> Result<Array2<f32>> {
-        let Config { n_head: heads, layer_norm_epsilon: eps, activation, .. } = self.config;
         let Weights { wte, wpe, blocks, ln_f, lm_head } = &self.weights;
-        let past = cache.len(); // tokens before these
-        let len = past + ids.len(); // S
+        let (past, tokens) = (cache.len(), ids.len());
+        let width = self.config.n_embd;
 
         let mut ids = ids.to_vec(); // [T]
         let mut tap = Tap { probe: &mut *probe, layer: None };
         tap.ids(Stage::Tokens, &mut ids)?;
         self.check_vocabulary(&ids)?;
-        let mut x = embed(&ids, past, wte.view(), wpe.view()); // [T, E]
-        tap.see(Stage::Embeddings, &mut x)?;
+        let mut x = vec![0.0; tokens * width]; // [T, E], the residual stream
+        embed(&ids, past, wte, wpe, &mut x);
+        tap.rows(Stage::Embeddings, &mut x, width)?;
 
+        let mut room = Room::new(tokens, &self.config);
         for (i, block) in blocks.iter().enumerate() {
             let mut tap = Tap { probe: &mut *probe, layer: Some(i) };
-
-            // Attention, on the normalized stream.
-            let mut ln_1 = layer_norm(x.view(), &block.ln_1.weight, &block.ln_1.bias, eps); // [T, E]
-            tap.see(Stage::Ln1, &mut ln_1)?;
-            let c_attn = &block.attn_c_attn;
-            let qkv = linear(ln_1.view(), c_attn.weight.view(), &c_attn.bias); // [T, 3E]
-            let [mut q, mut k, mut v] = split_heads(qkv.view(), heads); // [H, T, D] each
-            tap.see(Stage::Q, &mut q)?;
-            tap.see(Stage::K, &mut k)?;
-            tap.see(Stage::V, &mut v)?;
-            cache.layer_mut(i).store(past, k.view(), v.view());
-            tap.see_cache(cache.layer_mut(i), len)?; // [H, S, D] each
-            let scale = self.config.attention_scale(i); // 1/√D
-            let mut attention = scores(q.view(), cache.layer(i), len, scale); // [H, T, S]
-            tap.see(Stage::Scores, &mut attention)?;
-            causal_softmax(&mut attention); // [H, T, S]
-            tap.see(Stage::Probs, &mut attention)?;
-            let by_head = context(attention.view(), cache.layer(i)); // [H, T, D]
-            let mut merged = merge_heads(by_head.view()); // [T, E]
-            tap.see(Stage::Context, &mut merged)?;
-            let c_proj = &block.attn_c_proj;
-            let mut attn_out = linear(merged.view(), c_proj.weight.view(), &c_proj.bias); // [T, E]
-            tap.see(Stage::AttnOut, &mut attn_out)?;
-            x += &attn_out; // [T, E]
-            tap.see(Stage::ResidMid, &mut x)?;
-
-            // MLP, likewise.
-            let mut ln_2 = layer_norm(x.view(), &block.ln_2.weight, &block.ln_2.bias, eps); // [T, E]
-            tap.see(Stage::Ln2, &mut ln_2)?;
-            let c_fc = &block.mlp_c_fc;
-            let mut hidden = linear(ln_2.view(), c_fc.weight.view(), &c_fc.bias); // [T, I]
-            tap.see(Stage::Fc, &mut hidden)?;
-            activate(&mut hidden, activation); // [T, I]
-            tap.see(Stage::Act, &mut hidden)?;
-            let c_proj = &block.mlp_c_proj;
-            let mut mlp_out = linear(hidden.view(), c_proj.weight.view(), &c_proj.bias); // [T, E]
-            tap.see(Stage::MlpOut, &mut mlp_out)?;
-            x += &mlp_out; // [T, E]
-            tap.see(Stage::Block, &mut x)?;
+            self.attention(i, block, cache, &mut x, &mut room, &mut tap)?;
+            self.mlp(block, &mut x, &mut room, &mut tap)?;
         }
-        cache.advance(ids.len());
+        cache.advance(tokens);
 
         // The head, for the rows that somebody asked for: R is 1 or T.
         let mut tap = Tap { probe: &mut *probe, layer: None };
+        let last = |x: &mut Vec<f32>| drop(x.drain(..x.len() - width));
         if rows == Rows::Last && !tap.wants(Stage::LnF) && !tap.wants(Stage::Logits) {
-            x = x.slice(s![-1.., ..]).to_owned(); // [1, E]
+            last(&mut x); // [1, E]
         }
-        let mut x = layer_norm(x.view(), &ln_f.weight, &ln_f.bias, eps); // [R, E]
-        tap.see(Stage::LnF, &mut x)?;
+        let mut normed = vec![0.0; x.len()]; // [R, E]
+        let eps = self.config.layer_norm_epsilon;
+        layer_norm(&self.team, &x, &ln_f.weight, &ln_f.bias, eps, &mut normed);
+        tap.rows(Stage::LnF, &mut normed, width)?;
         if rows == Rows::Last && !tap.wants(Stage::Logits) {
-            x = x.slice(s![-1.., ..]).to_owned(); // [1, E]
+            last(&mut normed); // [1, E]
         }
-        let head = lm_head.as_ref().unwrap_or(wte); // [V, E]
-        let mut logits = logits(x.view(), head.view()); // [R, V]
+        let head = lm_head.as_ref().unwrap_or(wte);
+        let mut logits = Array2::zeros((normed.len() / width, self.config.vocab_size)); // [R, V]
+        let values = logits.as_slice_mut().expect("fresh arrays are in standard layout");
+        linear(&self.team, &normed, head, &[], Store, values);
         tap.see(Stage::Logits, &mut logits)?;
         if tap.wants(Stage::LogitsLast) {
             let mut last: Array1<f32> = logits.row(logits.nrows() - 1).to_owned(); // [V]
@@ -189,6 +147,104 @@ impl Model {
         Ok(logits)
     }
 
+    /// Adds the attention of one block to the residual stream.
+    fn attention<P: Probe>(
+        &self,
+        layer: usize,
+        block: &Block,
+        cache: &mut KvCache,
+        x: &mut [f32],
+        room: &mut Room,
+        tap: &mut Tap<'_, P>,
+    ) -> Result<()> {
+        let (team, width, eps) = (&self.team, self.config.n_embd, self.config.layer_norm_epsilon);
+        let (heads, head_dim) = (self.config.n_head, self.config.head_dim());
+        let past = cache.len(); // tokens before these
+        let len = past + x.len() / width; // S
+        let Room { normed, wide, narrow } = room;
+
+        layer_norm(team, x, &block.ln_1.weight, &block.ln_1.bias, eps, normed); // [T, E]
+        tap.rows(Stage::Ln1, normed, width)?;
+        let qkv = &mut wide[..3 * x.len()]; // [T, 3E]
+        linear(team, normed, &block.attn_c_attn.weight, &block.attn_c_attn.bias, Store, qkv);
+        let shown = [Stage::Q, Stage::K, Stage::V];
+        if shown.iter().any(|&stage| tap.wants(stage)) {
+            let mut parts = split_heads(qkv, heads, head_dim); // [H, T, D] each
+            for (stage, part) in shown.into_iter().zip(&mut parts) {
+                tap.see(stage, part)?;
+            }
+            join_heads(&parts, qkv);
+        }
+        cache.layer_mut(layer).store_rows(past, qkv);
+        tap.see_cache(cache.layer_mut(layer), len)?; // [H, S, D] each
+        let scale = self.config.attention_scale(layer); // 1/√D
+        let cache = cache.layer(layer);
+        if tap.wants(Stage::Scores) || tap.wants(Stage::Probs) {
+            let [q, ..] = split_heads(qkv, heads, head_dim); // [H, T, D]
+            let mut attention = scores(team, q.view(), cache, len, scale); // [H, T, S]
+            tap.see(Stage::Scores, &mut attention)?;
+            causal_softmax(team, &mut attention); // [H, T, S]
+            tap.see(Stage::Probs, &mut attention)?;
+            merge_heads(context(team, attention.view(), cache).view(), normed); // [T, E]
+        } else {
+            attend(team, qkv, cache, len, scale, normed); // [T, E]
+        }
+        tap.rows(Stage::Context, normed, width)?;
+        self.project(normed, &block.attn_c_proj, Stage::AttnOut, x, narrow, tap)?;
+        tap.rows(Stage::ResidMid, x, width)
+    }
+
+    /// Adds the MLP of one block to the residual stream.
+    fn mlp<P: Probe>(
+        &self,
+        block: &Block,
+        x: &mut [f32],
+        room: &mut Room,
+        tap: &mut Tap<'_, P>,
+    ) -> Result<()> {
+        let Config { activation, layer_norm_epsilon: eps, n_embd: width, n_inner: inner, .. } =
+            self.config;
+        let (team, tokens) = (&self.team, x.len() / width);
+        let Room { normed, wide, narrow } = room;
+
+        layer_norm(team, x, &block.ln_2.weight, &block.ln_2.bias, eps, normed); // [T, E]
+        tap.rows(Stage::Ln2, normed, width)?;
+        let hidden = &mut wide[..tokens * inner]; // [T, I]
+        let c_fc = &block.mlp_c_fc;
+        if tap.wants(Stage::Fc) {
+            linear(team, normed, &c_fc.weight, &c_fc.bias, Store, hidden);
+            tap.rows(Stage::Fc, hidden, inner)?;
+            activate(team, hidden, activation);
+        } else {
+            linear(team, normed, &c_fc.weight, &c_fc.bias, Activate(activation), hidden);
+        }
+        tap.rows(Stage::Act, hidden, inner)?;
+        self.project(hidden, &block.mlp_c_proj, Stage::MlpOut, x, narrow, tap)?;
+        tap.rows(Stage::Block, x, width)
+    }
+
+    /// Adds `c_proj` of `input` to the residual stream, `[T, E]`: at once, or where a probe looks at `stage`,
+    /// the addend, after it has.
+    fn project<P: Probe>(
+        &self,
+        input: &[f32],
+        c_proj: &Linear,
+        stage: Stage,
+        x: &mut [f32],
+        narrow: &mut [f32],
+        tap: &mut Tap<'_, P>,
+    ) -> Result<()> {
+        let Linear { weight, bias } = c_proj;
+        if !tap.wants(stage) {
+            linear(&self.team, input, weight, bias, Add, x);
+            return Ok(());
+        }
+        linear(&self.team, input, weight, bias, Store, narrow);
+        tap.rows(stage, narrow, self.config.n_embd)?;
+        x.iter_mut().zip(narrow).for_each(|(x, y)| *x += *y);
+        Ok(())
+    }
+
     fn check_vocabulary(&self, ids: &[u32]) -> Result<()> {
         let size = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= size) {
@@ -199,6 +255,24 @@ impl Model {
                 Err(Error::input("run the model", what))
             }
         }
+    }
+}
+
+/// Room for what lies between the operations of a block, the same for all blocks.
+struct Room {
+    /// `[T, E]`
+    normed: Vec<f32>,
+    /// `[T, 3E]`, then `[T, I]`
+    wide: Vec<f32>,
+    /// `[T, E]`, used where a probe looks before a sum.
+    narrow: Vec<f32>,
+}
+
+impl Room {
+    fn new(tokens: usize, config: &Config) -> Room {
+        let (e, i) = (config.n_embd, config.n_inner);
+        let floats = |width: usize| vec![0.0; tokens * width];
+        Room { normed: floats(e), wide: floats(i.max(3 * e)), narrow: floats(e) }
     }
 }
 
@@ -218,6 +292,17 @@ impl<P: Probe> Tap<'_, P> {
     fn see<D: Dimension>(&mut self, stage: Stage, value: &mut Array<f32, D>) -> Result<()> {
         if self.wants(stage) {
             self.probe.tensor(Point { stage, layer: self.layer }, value.view_mut().into_dyn())?;
+        }
+        Ok(())
+    }
+
+    /// The same for a matrix in rows of `width`.
+    #[inline(always)]
+    fn rows(&mut self, stage: Stage, values: &mut [f32], width: usize) -> Result<()> {
+        if self.wants(stage) {
+            let shape = (values.len() / width, width);
+            let view = ArrayViewMut2::from_shape(shape, values).expect("whole rows");
+            self.probe.tensor(Point { stage, layer: self.layer }, view.into_dyn())?;
         }
         Ok(())
     }

@@ -17,13 +17,14 @@ use llorch_trace::protocol::{
     DRAWS, DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, Inject, MOST_DRAWS,
     PROTOCOL_VERSION, Request, Response, RunRequest, Seconds, TensorFile, TensorMessage, Worth,
 };
-use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor};
+use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor, all_points};
 
 use crate::error::Error;
 use crate::generate::{Finish, Options, generate};
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::ops::simd;
+use crate::packed::Format;
 use crate::probe::{Injector, NoProbe, Recorder};
 use crate::sampler::{Sampler, Sampling};
 use crate::tokenizer::Tokenizer;
@@ -187,7 +188,10 @@ impl<W: Write + Send> Adapter<'_, W> {
                 let started = Instant::now();
                 self.loaded = None;
                 self.loaded = Some(load(&model_dir, dtype, threads)?);
-                Ok(Ok(Response::Loaded { seconds: Some(started.elapsed().as_secs_f64()) }))
+                Ok(Ok(Response::Loaded {
+                    seconds: Some(started.elapsed().as_secs_f64()),
+                    dtype: None,
+                }))
             }
             Request::Tokenize { id, text } => {
                 let Loaded { tokenizer, .. } = loaded(&mut self.loaded)?;
@@ -227,7 +231,15 @@ impl<W: Write + Send> Adapter<'_, W> {
         let generated = if points.is_empty() && request.inject.is_empty() {
             generate(model, cache, &request.ids, &options, &mut NoProbe, on_token)
         } else {
-            let out_dir = make_folder(&request.out_dir)?;
+            let n_layer = model.config().n_layer;
+            let captures = || all_points(n_layer).into_iter().any(|p| points.contains_point(p));
+            let out_dir = match request.out_dir.as_os_str().is_empty() {
+                true if captures() => {
+                    return Err(input("out_dir is missing: there is nowhere to put the tensors"));
+                }
+                true => PathBuf::new(),
+                false => make_folder(&request.out_dir)?,
+            };
             let answers = &mut *self.answers;
             let recorder = Recorder::new(points, |step, point, tensor| {
                 let message = keep(&out_dir, id, step, &point.to_string(), &tensor)?;
@@ -346,11 +358,16 @@ fn hello(protocol: u32) -> Result<Response, Failure> {
 }
 
 fn load(dir: &Path, dtype: Dtype, threads: usize) -> Result<Loaded, Failure> {
-    if dtype != Dtype::F32 {
-        let message = format!("failed to compute in {dtype}: this engine computes in f32");
-        return Err(Failure { class: ErrorClass::Unsupported, message });
-    }
-    let model = Model::load(dir, threads)?;
+    let format = match dtype {
+        Dtype::F32 => Format::F32,
+        Dtype::BF16 => Format::Bf16,
+        _ => {
+            let what = "this engine computes in f32, or in f32 on weights and inputs in bf16";
+            let message = format!("failed to compute in {dtype}: {what}");
+            return Err(Failure { class: ErrorClass::Unsupported, message });
+        }
+    };
+    let model = Model::load(dir, format, threads)?;
     let has = |name: &str| dir.join(name).is_file();
     let tokenizer = if has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
         Some(Tokenizer::load(dir)?)

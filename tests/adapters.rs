@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -41,28 +42,97 @@ fn test_packages() -> PathBuf {
 
 #[test]
 fn the_python_adapters_pass_their_own_tests() {
-    let (python, numpy) = (python_of("hf"), python_of("numpy"));
-    run(Command::new(python)
-        .args(["-W", "error", "-m", "unittest", "discover", "-s", "tests", "-t", "."])
-        .current_dir(root().join("adapters/python"))
-        .env("LLORCH_TINYGRAD_PYTHON", python_of("tinygrad"))
-        .env("LLORCH_NUMPY_PYTHON", &numpy)
-        .env("LLORCH_BUG_PYTHON", &numpy)
-        .env("PYTHONPATH", test_packages())
-        .env("PYTHONDONTWRITEBYTECODE", "1"));
+    let adapters = root().join("adapters/python");
+    let references =
+        "hf tinygrad llamacpp numpy onnxruntime openvino ctranslate2 flax".split_whitespace();
+    let mut environment: Vec<(String, PathBuf)> = references
+        .map(|name| (format!("LLORCH_{}_PYTHON", name.to_uppercase()), python_of(name)))
+        .collect();
+    let hf = environment[0].1.clone();
+    environment.push(("LLORCH_BUG_PYTHON".into(), python_of("numpy")));
+    environment.push(("LLORCH_DIFF".into(), env!("CARGO_BIN_EXE_llorch-diff").into()));
+    environment.push(("PYTHONPATH".into(), test_packages()));
+
+    let files = std::fs::read_dir(adapters.join("tests")).unwrap();
+    let files = files.map(|f| f.unwrap().file_name().into_string().unwrap());
+    let mut modules: Vec<String> =
+        files.filter_map(|f| Some(f.strip_suffix(".py")?.to_string())).collect();
+    modules.retain(|m| m.starts_with("test_"));
+    // Those that take longest are taken from the end first.
+    modules.sort_by_key(|m| {
+        ["test_protocol", "test_llamacpp", "test_faults", "test_numbers"]
+            .iter()
+            .position(|l| l == m)
+    });
+    assert!(modules.len() >= 8 && modules.ends_with(&["test_numbers".into()]), "{modules:?}");
+    let left = Mutex::new(modules);
+    let next = || left.lock().unwrap().pop();
+    let work = || {
+        while let Some(module) = next() {
+            run(Command::new(&hf)
+                .args(["-W", "error", "-m", "unittest", &format!("tests.{module}")])
+                .current_dir(&adapters)
+                .envs(environment.iter().cloned())
+                .env("PYTHONDONTWRITEBYTECODE", "1"));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
 }
 
 #[test]
 fn the_candle_adapter_passes_its_own_tests() {
-    run(Command::new(env!("CARGO_BIN_EXE_llorch-diff")).args(["adapters", "setup", "candle"]));
-    // Where the harness builds it, so that its dependencies are compiled once.
+    cargo_tests_of("candle");
+}
+
+/// The tests of a Rust adapter, where the harness builds it, so that its dependencies are compiled once.
+fn cargo_tests_of(name: &str) {
+    run(Command::new(env!("CARGO_BIN_EXE_llorch-diff")).args(["adapters", "setup", name]));
     let builds = std::fs::read_dir(llorch_models::cache_dir().join("build")).unwrap();
     let builds = builds.map(|b| b.unwrap().path()).filter(|p| p.is_dir());
-    let candle = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().starts_with("candle-");
-    let newest = builds.filter(candle).max_by_key(|p| p.metadata().unwrap().modified().unwrap());
-    let target = newest.unwrap_or_else(|| root().join("target/candle"));
+    let front = format!("{name}-");
+    let own = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().starts_with(&front);
+    let newest = builds.filter(own).max_by_key(|p| p.metadata().unwrap().modified().unwrap());
+    let target = newest.unwrap_or_else(|| root().join("target").join(name));
     run(Command::new("cargo")
         .args(["test", "--release", "--locked"])
-        .current_dir(root().join("adapters/candle"))
+        .current_dir(root().join("adapters").join(name))
         .env("CARGO_TARGET_DIR", target));
+}
+
+#[test]
+#[ignore = "builds the 500 crates of mistral.rs, ten minutes on two idle cores"]
+fn the_mistralrs_adapter_passes_its_own_tests_and_takes_part_in_isolated_runs_alone() {
+    cargo_tests_of("mistralrs");
+    let result = |arguments: &[&str]| -> serde_json::Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llorch-diff"));
+        let jury = ["--ref", "numpy", "--ref", "mistralrs", "--format", "json"];
+        let output = command.arg("run").args(arguments).args(jury).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let rows_of = |result: &serde_json::Value| -> Vec<(String, String)> {
+        let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_string();
+        let rows = result["rows"].as_array().unwrap().iter();
+        let own = rows.filter(|r| r["a"] == "mistralrs" && r["kind"] == "oracle");
+        own.map(|r| (text(r, "point"), text(r, "verdict"))).collect()
+    };
+    let isolated = result(&["--isolate"]);
+    assert_eq!(isolated["verdict"], "PASS", "{}", isolated["unchecked"]);
+    let rows = rows_of(&isolated);
+    for name in ["ln_1", "attn.q", "attn.probs", "attn.out", "ln_2", "mlp.fc", "mlp.act", "mlp.out"]
+    {
+        let passes = |(point, verdict): &(String, String)| {
+            *point == format!("h.0.{name}") && verdict == "PASS"
+        };
+        assert!(rows.iter().any(passes), "{name}: {rows:?}");
+    }
+    let whole = result(&["--prompt", "Hello."]);
+    assert!(rows_of(&whole).iter().all(|(_, verdict)| verdict == "UNCHECKED"));
+    assert!(
+        whole["unchecked"].to_string().contains("mistral.rs has no GPT-2"),
+        "{}",
+        whole["unchecked"]
+    );
 }

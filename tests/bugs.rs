@@ -5,7 +5,7 @@
 //! takes some of each file. All of them, with the table:
 //!
 //! ```text
-//! cargo test --release -p llorch-diff --test bugs -- --ignored --nocapture
+//! cargo test --release --test bugs -- --ignored --nocapture
 //! ```
 //!
 //! `LLORCH_BUGS=cache` runs only those whose file or name contains the word; `LLORCH_BUGS_TABLE=FILE`

@@ -10,7 +10,8 @@ use llorch_diff::result::RunVerdict;
 
 fn export_args(npy: &Path, from: &Path) -> export::Args {
     export::Args {
-        npy: npy.into(),
+        npy: Some(npy.into()),
+        gguf: None,
         from: Some(from.into()),
         model: "nano".into(),
         prompt: "Hello.".into(),
@@ -71,7 +72,7 @@ fn points_may_be_chosen_and_a_full_folder_is_refused() {
     files.sort();
     assert_eq!(files, ["checkpoint_02_q_hf.npy", "checkpoint_02_q_l01_hf.npy"]);
     assert_eq!(export::run(&args).unwrap(), 2, "the folder is full now");
-    args.npy = dir.path().join("other");
+    args.npy = Some(dir.path().join("other"));
     args.points = vec!["nothing".into()];
     assert_eq!(export::run(&args).unwrap(), 2);
 }

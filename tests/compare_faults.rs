@@ -131,7 +131,24 @@ fn a_shape_that_no_recipe_explains_is_listed_with_what_was_expected() {
     let c = compared(&[&ours, &theirs]);
     let why = c.sources[1].unmapped.keys().next().unwrap();
     assert!(why.contains("shape [5, 13] does not become [5,12]"), "{why}");
-    assert_eq!((c.rows.len(), c.verdict), (2, RunVerdict::Pass));
+    // The other source has that point: it should have been compared, so this is no PASS.
+    assert_eq!((c.rows.len(), c.verdict), (2, RunVerdict::Incomplete));
+    let lacking = c.unchecked.iter().find(|u| u.what == "h.0.ln_1").unwrap();
+    assert!(lacking.reason.contains("has it in a shape that can't be compared"), "{lacking:?}");
+}
+
+#[test]
+fn a_misshapen_tensor_that_nobody_else_has_lowers_no_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = tensors(6);
+    let wide = Tensor::f32(vec![TOKENS, 13], vec![0.5; TOKENS * 13]);
+    let with = |name: &str, more: &[(&str, Tensor)]| {
+        let mut tensors = vec![("embeddings", all["embeddings"].clone())];
+        tensors.extend(more.iter().cloned());
+        write_folder(&dir.path().join(name), &tensors)
+    };
+    let (ours, theirs) = (with("ours", &[]), with("theirs", &[("h.0.ln_1", wide)]));
+    assert_eq!(compared(&[&ours, &theirs]).verdict, RunVerdict::Pass);
 }
 
 #[test]
@@ -239,7 +256,7 @@ fn bad_files_are_errors_that_name_them() {
     for (path, expected) in [
         (write("x.npz", b"PK\x03\x04 not really"), "x.npz"),
         (write("x.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\xff{}"), "x.safetensors"),
-        (write("x.pt", b"\x80\x02"), "convert it where torch is installed"),
+        (write("x.pt", b"\x80\x02"), "torch.save did not write"),
         (write("x.txt", b""), "expected a bundle, a folder"),
         (dir.path().join("absent"), "no such file or folder"),
     ] {

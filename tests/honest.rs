@@ -5,7 +5,7 @@
 //! models of the size of GPT-2 and GPT-2 medium:
 //!
 //! ```text
-//! cargo test --release -p llorch-diff --test honest -- --ignored --nocapture
+//! cargo test --release --test honest -- --ignored --nocapture
 //! ```
 #![allow(clippy::disallowed_methods, reason = "a test starts the program that it tests")]
 

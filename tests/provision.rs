@@ -128,6 +128,65 @@ fn what_is_missing_is_installed_once_and_then_works_offline() {
     assert!(matches!(status(&world.provisioner(QUIET), &reference()), Status::Ready { .. }));
 }
 
+/// A processor's name in the place of this machine's.
+fn built(world: &World, processor: fn() -> String) -> Provisioner {
+    Provisioner { processor, ..world.provisioner(QUIET) }
+}
+
+#[test]
+fn what_is_compiled_for_one_processor_is_never_used_on_another() {
+    let world = World::new(UV);
+    world.write("sources/refs/fake/build.lock", "ninja==1\n");
+    world.write("sources/refs/fake/build.cmake", "set(X ON)\n");
+    let mut reference = reference();
+    reference.build = toml::from_str(
+        r#"
+        package = "thing"
+        project = "the_thing"
+        constraints = "build.lock"
+        cmake = "build.cmake"
+        minutes = 1
+        "#,
+    )
+    .unwrap();
+    let first = built(&world, || "avx512".into()).ensure(&reference, None).unwrap();
+    let env = first.program.parent().unwrap().parent().unwrap().to_owned();
+    let again = built(&world, || "avx512".into()).ensure(&reference, None).unwrap();
+    assert_eq!((&again.program, world.installations()), (&first.program, 1));
+    let name = env.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(name.starts_with("fake-") && name.contains("-cpu-"), "{name}");
+
+    let other = built(&world, || "avx2".into());
+    assert_eq!(status(&other, &reference), Status::Missing);
+    let second = other.ensure(&reference, None).unwrap();
+    assert_ne!(second.program, first.program);
+    assert_eq!(world.env_dirs().len(), 2);
+    // Both are of the current pins: a cache may be shared.
+    assert_eq!(prune::candidates(&other, &[reference.clone()], false), []);
+
+    // What it is built with is pinned, and told apart by processor in uv's own cache too.
+    let calls = std::fs::read_to_string(world.path("calls")).unwrap();
+    let installs: Vec<&str> = calls.lines().filter(|l| l.starts_with("pip install")).collect();
+    for part in [
+        "--require-hashes",
+        "--no-binary thing",
+        "/build.lock",
+        "thing:cmake.define.CMAKE_PROJECT_the_thing_INCLUDE=",
+    ] {
+        assert!(installs.iter().all(|call| call.contains(part)), "{part}: {calls}");
+    }
+    let key = |call: &str| {
+        let (_, rest) = call.split_once("thing:cmake.define.LLORCH_PROCESSOR=").unwrap();
+        rest.split(' ').next().unwrap().to_owned()
+    };
+    assert_ne!(key(installs[0]), key(installs[1]));
+    assert_eq!(std::fs::read_to_string(env.join("build.cmake")).unwrap(), "set(X ON)\n");
+
+    // Other settings are another build.
+    world.write("sources/refs/fake/build.cmake", "set(X OFF)\n");
+    assert_eq!(status(&built(&world, || "avx512".into()), &reference), Status::Missing);
+}
+
 #[test]
 fn offline_names_the_command_that_mends_it_and_tries_nothing() {
     let world = World::new(UV);
@@ -360,8 +419,13 @@ fn list_names_every_reference_with_its_worth_and_its_pins() {
         ("hf", "semantics", "torch "),
         ("tinygrad", "kernels", "tinygrad "),
         ("candle", "kernels", "candle-core "),
+        ("onnxruntime", "kernels", "onnxruntime "),
+        ("openvino", "kernels", "openvino "),
+        ("ctranslate2", "semantics", "ctranslate2 "),
+        ("flax", "semantics", "jax "),
     ] {
-        let line = output.lines().find(|line| line.trim().starts_with(name)).expect(name);
+        let line =
+            output.lines().find(|line| line.split_whitespace().next() == Some(name)).expect(name);
         assert!(
             line.contains(worth) && line.contains(pin) && line.contains("not installed"),
             "{line}"
@@ -383,8 +447,8 @@ fn setup_offline_says_what_is_missing_and_exits_3() {
 fn names_that_mean_nothing_are_usage_errors() {
     let cache = tempfile::tempdir().unwrap();
     for (args, expected) in [
-        (["setup", "nosuch"], "known are hf"),
-        (["command", "hf:f16"], "it has f64"),
+        (["setup", "nosuch"], "known are ctranslate2, flax, hf"),
+        (["command", "hf:f8"], "it has f64"),
         (["command", "a b"], "NAME or NAME:VARIANT"),
     ] {
         let (code, output) = adapters(cache.path(), &args);

@@ -2,7 +2,7 @@
 //! They run where the weights can be had:
 //!
 //! ```text
-//! cargo test --release -p llorch-diff --test real_weights -- --ignored --test-threads 1
+//! cargo test --release --test real_weights -- --ignored --test-threads 1
 //! ```
 #![allow(clippy::disallowed_methods)] // a test starts the program that it tests
 

@@ -98,7 +98,7 @@ fn usage_errors_say_what_was_found_and_expected_and_exit_with_2() {
         (&["--layer", "2"], "failed to find layer 2; the model has layers 0 to 1"),
         (&["--checkpoint", "block", "--layer", "1"], "no point of these checkpoints is in layer"),
         (&["--ref", "nosuch"], "failed to find reference `nosuch`: known are"),
-        (&["--ref", "hf:f16"], "failed to find variant `f16`"),
+        (&["--ref", "hf:f8"], "failed to find variant `f8`"),
         (&["--ref", &x], "x is named twice"),
         (&["--dtype", "i64"], "expected f32, f64, f16 or bf16"),
         (&["--jobs", "0"], "--jobs"),

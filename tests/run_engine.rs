@@ -46,6 +46,19 @@ fn the_engine_agrees_with_itself_with_the_oracle_and_with_its_daemon() {
     }
 }
 
+/// In bf16, daemon included: right by the rounding of bf16, and not by that of f32.
+#[test]
+fn the_engine_in_bf16_is_right_stage_by_stage() {
+    let again = format!("again={}", engine());
+    let (result, code, stderr) = run(&["--ref", &again, "--dtype", "bf16", "--prompt", "Hello."]);
+    assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{stderr}");
+    let oracle = rows(&result, &[("kind", "oracle"), ("a", "llorch-cpud")]);
+    let passed = oracle.iter().filter(|r| r["local"]["verdict"] == "PASS").count();
+    assert!(passed == oracle.len() && passed > 600, "{passed} of {}", oracle.len());
+    let largest = oracle.iter().filter_map(|r| r["local"]["max_abs"].as_f64()).fold(0.0, f64::max);
+    assert!(largest > 1e-3, "{largest:e} is the rounding of f32");
+}
+
 #[test]
 fn a_saved_run_is_judged_again_offline_by_other_tolerances() {
     let dir = tempfile::tempdir().unwrap();

@@ -53,7 +53,7 @@ impl Talk {
         self.session.as_mut().unwrap()
     }
 
-    fn load(&mut self) -> Result<f64, Failure> {
+    fn load(&mut self) -> Result<Dtype, Failure> {
         let dir = self.dir.path().to_owned();
         std::fs::write(
             dir.join("config.json"),
@@ -422,6 +422,15 @@ fn inside_an_environment_with_python_settings() {
 }
 
 #[test]
+fn what_cargo_says_of_our_package_reaches_no_child() {
+    assert!(std::env::var_os("CARGO_PKG_NAME").is_some(), "run by cargo");
+    let script = "echo ${CARGO_PKG_NAME-unset} ${CARGO_MANIFEST_DIR-unset} ${PATH:+kept}";
+    let command = AdapterCommand::new("env", "sh").args(["-c", script]);
+    let output = run_tool(&command, Duration::from_secs(10), None).unwrap();
+    assert_eq!(output.stdout, "unset unset kept\n");
+}
+
+#[test]
 fn a_tool_is_logged_and_its_failure_quotes_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("logs/tool.log");
@@ -432,6 +441,15 @@ fn a_tool_is_logged_and_its_failure_quotes_the_end() {
     assert_eq!(failure.tail, "went wrong");
     let log = std::fs::read_to_string(&log).unwrap();
     assert!(log.starts_with("$ sh -c ") && log.contains("line 1\n") && log.contains("line 100\n"));
+}
+
+/// At a fixed number of lines a second this would take minutes, as a verbose compiler once did.
+#[test]
+fn a_tool_that_says_much_on_stderr_is_not_slowed_down() {
+    let script = "seq 100000 >&2; echo done";
+    let command = AdapterCommand::new("tool", "sh").args(["-c", script]);
+    let output = run_tool(&command, Duration::from_secs(60), None).unwrap();
+    assert_eq!(output.stdout, "done\n");
 }
 
 #[test]

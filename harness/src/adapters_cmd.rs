@@ -8,6 +8,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use llorch_models::progress::Progress;
 
+use crate::jury::{self, JuryArgs};
 use crate::provision::disk::human_bytes;
 use crate::provision::doctor::{self, State};
 use crate::provision::newest;
@@ -40,6 +41,9 @@ pub enum AdaptersCommand {
     Prune(PruneArgs),
     /// Print the command line that runs an adapter, to run it by hand
     Command(CommandArgs),
+    /// Examine the references that are named: run them, and write what each is worth, how far it is from float64
+    /// at each stage, and what it can't show
+    Jury(Box<JuryArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -47,7 +51,7 @@ pub struct SetupArgs {
     /// References to install, e.g. hf, or hf@latest for its newest release
     #[arg(value_name = "NAME[@latest]")]
     pub names: Vec<String>,
-    /// Install them all
+    /// Install them all, but those that take long: they are installed by their names
     #[arg(long, conflicts_with = "names")]
     pub all: bool,
     /// Don't touch the network; report what is missing
@@ -73,15 +77,16 @@ pub struct CommandArgs {
     pub name: String,
 }
 
-pub fn run(args: &AdaptersArgs) -> ExitCode {
+pub fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
     let code = match &args.command {
         AdaptersCommand::List => list(),
         AdaptersCommand::Setup(args) => setup(args),
         AdaptersCommand::Doctor => examine(),
         AdaptersCommand::Prune(args) => prune_cache(args),
         AdaptersCommand::Command(args) => print_command(args),
+        AdaptersCommand::Jury(args) => return jury::run(args),
     };
-    ExitCode::from(code)
+    Ok(ExitCode::from(code))
 }
 
 fn visible() -> Vec<Reference> {
@@ -152,7 +157,7 @@ fn setup(args: &SetupArgs) -> u8 {
             let name = RefName { name: reference.name.clone(), variant: None, release: None };
             (reference, name)
         };
-        visible().into_iter().map(pinned).collect()
+        visible().into_iter().filter(|r| !r.only_by_name).map(pinned).collect()
     } else {
         let named = |name: &String| {
             let name: RefName = name.parse()?;

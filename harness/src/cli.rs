@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
 use crate::{
-    adapters_cmd, bisect, dumps, golden, guides, history, invariants, judge_cmd, limits, merge,
-    nightly, points_cmd, report_cmd, run,
+    adapter_cmd, adapters_cmd, bisect, dumps, golden, guides, history, invariants, judge_cmd,
+    limits, merge, nightly, points_cmd, report_cmd, run,
 };
 
 const EXIT_CODES: &str = "\
@@ -84,6 +84,7 @@ pub enum Command {
     Export(dumps::export::Args),
     Golden(golden::Args),
     Adapters(adapters_cmd::AdaptersArgs),
+    Adapter(adapter_cmd::AdapterArgs),
 }
 
 /// Runs the command; errors are told on stderr.
@@ -104,7 +105,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Explain(args) => guides::explain::run(args),
         Command::Compare(args) => dumps::compare::run(args).map(ExitCode::from),
         Command::Export(args) => dumps::export::run(args).map(ExitCode::from),
-        Command::Adapters(args) => Ok(adapters_cmd::run(args)),
+        Command::Adapters(args) => adapters_cmd::run(args),
+        Command::Adapter(args) => adapter_cmd::run(args),
     };
     result.unwrap_or_else(|error| {
         llorch_models::errln!("error: {error:#}");

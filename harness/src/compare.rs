@@ -18,6 +18,19 @@ impl Numbers {
         Numbers { shape: tensor.shape.clone(), dtype: tensor.dtype(), values: tensor.to_f64() }
     }
 
+    /// The same numbers out of a computation in `dtype`, whatever they were stored in.
+    pub fn computed_in(mut self, dtype: Option<Dtype>) -> Numbers {
+        if self.dtype != Dtype::I64 {
+            self.dtype = dtype.map_or(self.dtype, |dtype| coarser(self.dtype, dtype));
+        }
+        self
+    }
+
+    /// Out of fewer digits than f32 has: the classes, which are made for f32, say nothing about them.
+    pub fn is_narrow(&self) -> bool {
+        self.dtype.unit_roundoff() > Dtype::F32.unit_roundoff()
+    }
+
     pub fn f64(shape: Vec<usize>, values: Vec<f64>) -> Numbers {
         Numbers { shape, dtype: Dtype::F64, values }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use llorch_trace::protocol::{HelloResponse, Sampling};
-use llorch_trace::{Bundle, Dims, Point, PointSet, Tensor};
+use llorch_trace::{Bundle, Dims, Dtype, Point, PointSet, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::oracle::replay::inputs_of;
@@ -108,6 +108,8 @@ pub struct Evidence {
     pub hello: Option<HelloResponse>,
     /// Of the lock file that it was installed from, where there is one.
     pub lock_sha256: Option<String>,
+    /// What it computes in, once it has loaded a model.
+    pub computes: Option<Dtype>,
     /// Tensors that passed collection, under case, step and point.
     pub bundle: Option<Bundle>,
     /// By case; absent where it was not asked or could not answer.
@@ -160,6 +162,11 @@ pub enum FaultKind {
 }
 
 impl Evidence {
+    /// What it computes in, if that is less than f32.
+    pub fn narrow(&self) -> Option<Dtype> {
+        self.computes.filter(|dtype| dtype.unit_roundoff() > Dtype::F32.unit_roundoff())
+    }
+
     /// The tensor, if it was collected. A tensor that can't be read back is treated as absent by the
     /// judge, which then names the fault.
     pub fn tensor(&self, case: &str, step: usize, point: Point) -> Option<Tensor> {

@@ -16,20 +16,26 @@
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts; nothing is
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it; [`guides`] says what to make of it;
-//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`];
+//! 9. the other commands: [`bisect`], [`invariants`], [`judge_cmd`], [`report_cmd`], [`limits`], [`points_cmd`], [`adapters_cmd`] ([`jury`] examines the references);
 //!    [`partition`] splits a run between machines and [`merge`] joins the parts; [`history`] remembers runs,
 //!    with the kind of [`machine`]; [`nightly`] makes a matrix of them;
-//! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`golden`]:
-//!     answers that are known beforehand; [`live`]: one implementation spoken to directly.
+//! 10. [`dumps`]: tensors that programs left in files, compared and exported; [`gguf`]: a model for
+//!     llama.cpp; [`golden`]: answers that are known beforehand; [`live`]: one implementation spoken to
+//!     directly;
+//! 11. [`conformance`]: whether a program speaks the protocol, [`scaffold`]: a beginning of
+//!     one that does ([`adapter_cmd`]).
 
+pub mod adapter_cmd;
 pub mod adapters_cmd;
 pub mod assets;
 pub mod bisect;
 pub mod cli;
 pub mod collect;
 pub mod compare;
+pub mod conformance;
 pub mod dumps;
 pub mod evidence;
+pub mod gguf;
 pub mod golden;
 pub mod guides;
 pub mod history;
@@ -37,6 +43,7 @@ pub mod invariants;
 pub mod isolate;
 pub mod judge;
 pub mod judge_cmd;
+pub mod jury;
 pub mod limits;
 pub mod lineup;
 pub mod live;
@@ -55,6 +62,7 @@ pub mod result;
 pub mod run;
 pub mod sampling;
 pub mod saved;
+pub mod scaffold;
 pub mod served;
 pub mod suite;
 pub mod supervise;

@@ -3,15 +3,18 @@
 
 use std::path::Path;
 
+use llorch_trace::Dtype;
 use llorch_trace::protocol::Worth;
 
 use crate::provision::{self, Missing, ProvisionOptions, Provisioner};
-use crate::references::{RefName, RefNameError, Reference, Release};
+use crate::references::{self, RefName, RefNameError, Reference, Release};
 use crate::result::Role;
 use crate::supervise::{AdapterCommand, CommandError};
 
 /// The references of a run in which none is named.
-pub const JURY: [&str; 3] = ["hf", "tinygrad", "candle"];
+pub const JURY: [&str; 4] = ["hf", "tinygrad", "candle", "llamacpp"];
+/// Names every reference but those that ask to be named themselves.
+pub const EVERYBODY: &str = "all";
 /// Names no reference at all: the oracle is enough for `bisect`.
 pub const NOBODY: &str = "none";
 /// The name of our own engine in results.
@@ -92,7 +95,7 @@ pub fn subject(command: Option<&str>) -> Result<Member, LineupError> {
     Ok(Member { name: name.into(), role: Role::Subject, worth: None, source })
 }
 
-/// The references in the order in which they are named: `NAME`, `NAME:VARIANT`, either `@latest`, or
+/// The references in the order in which they are named: `NAME`, `NAME:VARIANT`, either `@latest`, `all`, or
 /// `NAME=COMMAND`.
 pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
     if named.iter().any(|name| name == NOBODY) {
@@ -104,7 +107,7 @@ pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
     let jury: Vec<String> = JURY.iter().map(|name| name.to_string()).collect();
     let named = if named.is_empty() { &jury } else { named };
     let mut members: Vec<Member> = Vec::new();
-    for text in named {
+    for text in &with_everybody(named) {
         let member = reference(text)?;
         if members.iter().any(|m| m.name == member.name) {
             return Err(LineupError::Twice { name: member.name });
@@ -112,6 +115,27 @@ pub fn references(named: &[String]) -> Result<Vec<Member>, LineupError> {
         members.push(member);
     }
     Ok(members)
+}
+
+/// `all` written out, without those that are named beside it.
+fn with_everybody(named: &[String]) -> Vec<String> {
+    let everybody = || references::all().into_iter().filter(|r| !r.hidden && !r.only_by_name);
+    let mut written = Vec::new();
+    for name in named {
+        match name.as_str() {
+            EVERYBODY => {
+                let names = |r: Reference| {
+                    let graphs: Vec<String> =
+                        r.graphs.iter().map(|graph| format!("{}:{graph}", r.name)).collect();
+                    std::iter::once(r.name).chain(graphs)
+                };
+                let others = everybody().flat_map(names);
+                written.extend(others.filter(|other| !named.contains(other)));
+            }
+            _ => written.push(name.clone()),
+        }
+    }
+    written
 }
 
 fn reference(text: &str) -> Result<Member, LineupError> {
@@ -183,8 +207,9 @@ impl Member {
         }
     }
 
-    /// Our own engine has a daemon too: what starts it on a free port, given what starts the adapter.
-    pub fn daemon(&self, adapter: &AdapterCommand) -> Option<AdapterCommand> {
+    /// Our own engine has a daemon too: what starts it on a free port, given what starts the adapter and the dtype
+    /// that it is asked to compute in.
+    pub fn daemon(&self, adapter: &AdapterCommand, dtype: Dtype) -> Option<AdapterCommand> {
         let ours = match &self.source {
             Source::Engine => true,
             Source::Command(command) => is_our_engine(&command.program),
@@ -194,7 +219,8 @@ impl Member {
         let mut daemon = adapter.clone();
         daemon.args[trace] = "serve".into();
         daemon.args.truncate(trace + 1);
-        ours.then(|| daemon.args(["--port", "0", "--offline"]))
+        let dtype = if dtype == Dtype::BF16 { &["--dtype", "bf16"][..] } else { &[] };
+        ours.then(|| daemon.args(["--port", "0", "--offline"]).args(dtype.iter().copied()))
     }
 }
 
@@ -213,6 +239,24 @@ mod tests {
         assert_eq!(members[0].name, "mine");
         let Source::Command(command) = &members[0].source else { panic!() };
         assert_eq!(command.args, ["my adapter.py", "--fast"]);
+    }
+
+    #[test]
+    fn all_is_every_reference_once_but_those_that_are_only_named() {
+        let names = |named: &[&str]| -> Vec<String> {
+            let named: Vec<String> = named.iter().map(|n| n.to_string()).collect();
+            super::references(&named).unwrap().into_iter().map(|m| m.name).collect()
+        };
+        let all = names(&[EVERYBODY]);
+        for name in JURY.iter().chain(&["numpy", "tinygrad-upstream", "candle:upstream"]) {
+            assert!(all.iter().any(|n| n == name), "{name}: {all:?}");
+        }
+        assert!(!all.iter().any(|n| n == "bug"), "{all:?}");
+        let named = names(&["candle", EVERYBODY, "hf:f64"]);
+        assert_eq!((named[0].as_str(), named.last().unwrap().as_str()), ("candle", "hf:f64"));
+        assert_eq!(named.len(), all.len() + 1);
+        let twice: Vec<String> = vec![EVERYBODY.into(), EVERYBODY.into()];
+        assert!(super::references(&twice).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use llorch_trace::protocol::Worth;
 use serde::Deserialize;
 
 use crate::assets;
+use crate::text::has_form;
 
 /// A pinned reference implementation, as its `ref.toml` describes it.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,16 +34,45 @@ pub struct Reference {
     /// Python: the lock file beside `ref.toml`, full versions with hashes.
     #[serde(default)]
     pub requirements: Option<String>,
+    /// Python: a package that is built here, because it has no wheels.
+    #[serde(default)]
+    pub build: Option<Build>,
     pub summary: String,
+    /// Cargo: other packages below `adapters` whose sources it compiles too.
+    #[serde(default)]
+    pub also: Vec<String>,
     /// Python packages or crates that name the pins in one line; read from the lock where absent.
     #[serde(default)]
     pub shows: Vec<String>,
+    /// The adapter calls `llorch-diff` for work that is done there: it gets the program in `LLORCH_DIFF`.
+    #[serde(default)]
+    pub calls_llorch_diff: bool,
     /// Variables that the adapter gets.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Variants that run another graph: witnesses of their own, part of `--ref all`.
+    #[serde(default)]
+    pub graphs: Vec<String>,
+    /// Left out of `--ref all`: it takes long to install.
+    #[serde(default)]
+    pub only_by_name: bool,
     /// Left out of `run` unless it is asked for by name (a test double, not a reference).
     #[serde(default)]
     pub hidden: bool,
+}
+
+/// A package that a Python reference builds from source with CMake. Its files stand beside `ref.toml`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Build {
+    pub package: String,
+    /// The name of its CMake project.
+    pub project: String,
+    /// The lock file of what builds it, with hashes.
+    pub constraints: String,
+    /// Settings, in CMake's language, included at the start of its project.
+    pub cmake: String,
+    /// About how long it takes on two cores.
+    pub minutes: u32,
 }
 
 /// How a reference is installed.
@@ -170,16 +200,11 @@ impl Release {
 
 /// `2026-02-28`, and not `2026-02-31`.
 fn is_day(text: &str) -> bool {
-    let numbers: Vec<&str> = text.split('-').collect();
-    let [year, month, day] = numbers[..] else { return false };
-    let of_length = [(year, 4), (month, 2), (day, 2)]
-        .iter()
-        .all(|(digits, n)| digits.len() == *n && digits.bytes().all(|b| b.is_ascii_digit()));
-    if !of_length {
+    if !has_form(text, "0000-00-00") {
         return false;
     }
     let number = |digits: &str| digits.parse::<u32>().unwrap_or(0);
-    let (year, month, day) = (number(year), number(month), number(day));
+    let (year, month, day) = (number(&text[..4]), number(&text[5..7]), number(&text[8..]));
     let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let days = match month {
         2 => 28 + u32::from(is_leap),

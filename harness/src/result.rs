@@ -250,6 +250,10 @@ pub struct Row {
     /// In pair rows that FAIL: which of the two is at fault, as far as the oracle can tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blame: Vec<String>,
+    /// Those of the two whose declared deviation is in the figures: made here, or handed down from a
+    /// stage before. What is so is no measure of rounding.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deviates: Vec<String>,
     /// Whether the row passes by what an adapter declares; `reason` says it to people.
     #[serde(skip)]
     pub deviation: Option<Deviates>,
@@ -262,6 +266,8 @@ pub enum Deviates {
     Declared,
     /// It came in from a point for which it was.
     Inherited,
+    /// One of the two computes in less than f32, and is right there by itself.
+    Narrow,
 }
 
 /// An output less the float64 recomputation of its stage from the implementation's own inputs.
@@ -416,6 +422,7 @@ impl Row {
             inherited: None,
             ratio: None,
             blame: Vec::new(),
+            deviates: Vec::new(),
             deviation: None,
         }
     }

@@ -10,7 +10,7 @@ use llorch_models::ResolveOptions;
 use llorch_models::progress::Progress;
 use llorch_trace::bundle::Manifest;
 use llorch_trace::protocol::HelloResponse;
-use llorch_trace::{Bundle, BundleWriter, Dims, Point, Tensor, TensorData};
+use llorch_trace::{Bundle, BundleWriter, Dims, Dtype, Point, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{Case, Evidence, Fault, Plan, Served};
@@ -65,6 +65,8 @@ struct SavedImplementation {
     hello: Option<HelloResponse>,
     #[serde(default)]
     lock_sha256: Option<String>,
+    #[serde(default)]
+    computes: Option<Dtype>,
     /// The folder of its bundle.
     bundle: Option<String>,
     generated: BTreeMap<String, Generation>,
@@ -84,6 +86,7 @@ pub fn write_evidence(out: &Path, collected: &Collected) -> Result<(), SavedErro
         role: e.role,
         hello: e.hello.clone(),
         lock_sha256: e.lock_sha256.clone(),
+        computes: e.computes,
         bundle: e.bundle.as_ref().map(|_| file_name(&e.name)),
         generated: e.generated.clone(),
         tokenized: e.tokenized.clone(),
@@ -146,6 +149,7 @@ pub fn open(dir: &Path) -> Result<(RunResult, Collected), SavedError> {
             role: one.role,
             hello: one.hello,
             lock_sha256: one.lock_sha256,
+            computes: one.computes,
             bundle,
             generated: one.generated,
             tokenized: one.tokenized,

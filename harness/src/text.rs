@@ -67,6 +67,15 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + 400 * era + u64::from(month <= 2), month, day)
 }
 
+/// Whether a text has a form in which each `0` stands for any digit, and all else for itself.
+pub fn has_form(text: &str, form: &str) -> bool {
+    let fits = |(found, expected): (u8, u8)| match expected {
+        b'0' => found.is_ascii_digit(),
+        other => found == other,
+    };
+    text.len() == form.len() && text.bytes().zip(form.bytes()).all(fits)
+}
+
 /// `1 case`, `3 cases`.
 pub fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }

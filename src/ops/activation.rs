@@ -1,10 +1,9 @@
 //! The MLP's activation.
 
-use ndarray::Array2;
-
 use super::exp::exp;
 use super::parallel::for_each_chunk;
 use super::simd::dispatched;
+use crate::team::Team;
 
 /// The activations that this engine has, under their meaning rather than their many names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +19,17 @@ const CHUNK: usize = 3072;
 const GELU_WORK: usize = 16;
 
 /// Applies the activation to every element, in place.
-pub fn activate(x: &mut Array2<f32>, activation: Activation) {
+pub fn activate(team: &Team, x: &mut [f32], activation: Activation) {
     let work = x.len() * GELU_WORK;
-    let values = x.as_slice_mut().expect("activations are in standard layout");
-    for_each_chunk(values, CHUNK, work, |_, part| match activation {
-        Activation::GeluTanh => gelu_tanh(part),
-        Activation::Relu => part.iter_mut().for_each(|x| *x = x.max(0.0)),
-    });
+    for_each_chunk(team, x, CHUNK, work, |_, part| apply(part, activation));
+}
+
+/// The same on this thread.
+pub fn apply(x: &mut [f32], activation: Activation) {
+    match activation {
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+    }
 }
 
 dispatched! {
@@ -45,7 +48,6 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::ops::simd::same_at_every_level;
-    use ndarray::array;
 
     fn float64(x: f64) -> f64 {
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
@@ -79,8 +81,8 @@ mod tests {
 
     #[test]
     fn relu_cuts_below_zero() {
-        let mut x = array![[-1.0, 0.0, 2.5]];
-        activate(&mut x, Activation::Relu);
-        assert_eq!(x, array![[0.0, 0.0, 2.5]]);
+        let mut x = [-1.0, 0.0, 2.5];
+        activate(&Team::new(2).unwrap(), &mut x, Activation::Relu);
+        assert_eq!(x, [0.0, 0.0, 2.5]);
     }
 }

@@ -2,88 +2,116 @@
 //!
 //! Query t of T is token S−T+t of the sequence and sees keys 0 to S−T+t. Masked keys are never
 //! multiplied, so nothing in them can reach a sum.
+//!
+//! [`attend`] goes from queries to contexts a few queries at a time, and keeps no more than their scores.
+//! Where somebody wants to see all scores, [`scores`], the softmax and [`context`] do the same in three
+//! steps, with the same bits: both are made of [`score_strip`] and [`context_strip`].
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use ndarray::{Array3, ArrayView3};
 
-use super::parallel::for_each_chunk;
+use super::parallel::{for_each_chunk, for_each_tile};
 use super::simd::dispatched;
+use super::softmax::softmax;
 use crate::kv_cache::{BLOCK, LayerCache};
+use crate::team::Team;
 
-/// Queries that share one reading of keys or values.
+/// Queries that share one reading of keys or values: a strip.
 const QUERIES: usize = 4;
 /// Accumulators a query: one block of keys, or 64 of a head's dimensions.
 const LANES: usize = BLOCK;
+/// Queries of one piece of work.
+const PIECE: usize = 16 * QUERIES;
 
-/// Splits `[T, PARTS·E]` into its parts, each by heads: `[H, T, D]`.
-pub fn split_heads<const PARTS: usize>(
-    x: ArrayView2<'_, f32>,
-    heads: usize,
-) -> [Array3<f32>; PARTS] {
-    let (tokens, width) = x.dim();
-    let head_dim = width / PARTS / heads;
-    let x = x.to_slice().expect("activations are in standard layout");
+/// Takes parts of `qkv`, `[T, 3E]`, out as `[H, T, D]`: q, k and v.
+pub fn split_heads(qkv: &[f32], heads: usize, head_dim: usize) -> [Array3<f32>; 3] {
+    let width = 3 * heads * head_dim;
     std::array::from_fn(|part| {
-        let mut out = Array3::zeros((heads, tokens, head_dim)); // [H, T, D]
-        let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
-        for_each_chunk(values, tokens * head_dim, tokens * width, |h, out| {
-            for (t, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                out.copy_from_slice(&x[t * width + (part * heads + h) * head_dim..][..head_dim]);
-            }
-        });
-        out
+        Array3::from_shape_fn((heads, qkv.len() / width, head_dim), |(h, t, d)| {
+            qkv[t * width + (part * heads + h) * head_dim + d]
+        })
     })
 }
 
-/// Puts the heads side by side again: `[H, T, D]` to `[T, E]`.
-pub fn merge_heads(x: ArrayView3<'_, f32>) -> Array2<f32> {
-    let (heads, tokens, head_dim) = x.dim();
-    let mut out = Array2::zeros((tokens, heads * head_dim)); // [T, E]
-    let x = x.to_slice().expect("contexts are in standard layout");
-    let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
-    for_each_chunk(values, heads * head_dim, x.len(), |t, row| {
-        for (h, out) in row.chunks_exact_mut(head_dim).enumerate() {
-            out.copy_from_slice(&x[(h * tokens + t) * head_dim..][..head_dim]);
+/// Puts them back, or the first of them.
+pub fn join_heads(parts: &[Array3<f32>], qkv: &mut [f32]) {
+    for (part, values) in parts.iter().enumerate() {
+        let (heads, tokens, head_dim) = values.dim();
+        let width = qkv.len() / tokens.max(1);
+        for ((h, t, d), &value) in values.indexed_iter() {
+            qkv[t * width + (part * heads + h) * head_dim + d] = value;
+        }
+    }
+}
+
+/// Puts the heads side by side: `[H, T, D]` to `[T, E]`.
+pub fn merge_heads(x: ArrayView3<'_, f32>, out: &mut [f32]) {
+    let (heads, _, head_dim) = x.dim();
+    for ((h, t, d), &value) in x.indexed_iter() {
+        out[(t * heads + h) * head_dim + d] = value;
+    }
+}
+
+/// Contexts of the T newest tokens: `softmax(q · kᵀ · scale) · v`, over the keys that each query sees.
+///
+/// - `qkv`: `[T, 3E]`, of which the queries are read; `cache`: its first `len` positions, the T new ones
+///   included
+/// - `out`: `[T, E]`
+pub fn attend(
+    team: &Team,
+    qkv: &[f32],
+    cache: &LayerCache,
+    len: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    let (heads, head_dim) = (cache.heads(), cache.head_dim());
+    let width = heads * head_dim;
+    let tokens = qkv.len() / (3 * width);
+    assert_eq!(out.len(), tokens * width);
+    let work = 2 * tokens * len * width;
+    for_each_tile(team, out, width, (PIECE, head_dim), work, |mut tile| {
+        let h = tile.columns.start / head_dim;
+        let mut probs = vec![0.0; QUERIES * len]; // [4, S]
+        let mut contexts = vec![0.0; QUERIES * head_dim]; // [4, D]
+        for begin in tile.rows.clone().step_by(QUERIES) {
+            let rows = QUERIES.min(tile.rows.end - begin);
+            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
+            let q = &qkv[begin * 3 * width + h * head_dim..];
+            score_strip(strip, q, 3 * width, cache, scale, &mut probs, len);
+            for (r, row) in probs.chunks_exact_mut(len).take(rows).enumerate() {
+                softmax(&mut row[..strip.visible + r]);
+            }
+            contexts.fill(0.0);
+            context_strip(strip, &probs, len, cache, &mut contexts);
+            for (r, context) in contexts.chunks_exact(head_dim).take(rows).enumerate() {
+                tile.row(begin + r).copy_from_slice(context);
+            }
         }
     });
-    out
 }
 
 /// `q · kᵀ · scale`; −∞ where a key comes after the query.
 ///
-/// Each score is summed over D in order, by fused multiply-adds, then scaled.
-///
 /// - `q`: `[H, T, D]`; `keys`: the first `len` positions of the cache, the T new ones included
 /// - result: `[H, T, S]`, S = `len`
-pub fn scores(q: ArrayView3<'_, f32>, keys: &LayerCache, len: usize, scale: f32) -> Array3<f32> {
+pub fn scores(
+    team: &Team,
+    q: ArrayView3<'_, f32>,
+    keys: &LayerCache,
+    len: usize,
+    scale: f32,
+) -> Array3<f32> {
     let (heads, tokens, head_dim) = q.dim();
     let mut out = Array3::from_elem((heads, tokens, len), f32::NEG_INFINITY); // [H, T, S]
     let q = q.to_slice().expect("q is in standard layout");
     let work = heads * tokens * len * head_dim;
     let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
-    for_each_chunk(values, tokens * len, work, |h, out| {
-        let q = &q[h * tokens * head_dim..][..tokens * head_dim]; // [T, D]
+    for_each_chunk(team, values, tokens * len, work, |h, out| {
         for begin in (0..tokens).step_by(QUERIES) {
-            let end = tokens.min(begin + QUERIES);
-            for block in 0..(len - tokens + end).div_ceil(BLOCK) {
-                let mut sums = [[0.0; LANES]; QUERIES];
-                let k = keys.key_block(h, block); // [D, 64]
-                products(
-                    &q[begin * head_dim..end * head_dim],
-                    head_dim,
-                    head_dim,
-                    k,
-                    BLOCK,
-                    &mut sums,
-                );
-                for t in begin..end {
-                    let visible = len - tokens + t + 1;
-                    let first = block * BLOCK;
-                    let row = &mut out[t * len..][first.min(visible)..visible.min(first + BLOCK)];
-                    for (score, sum) in row.iter_mut().zip(&sums[t - begin]) {
-                        *score = sum * scale;
-                    }
-                }
-            }
+            let rows = QUERIES.min(tokens - begin);
+            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
+            let q = &q[(h * tokens + begin) * head_dim..];
+            score_strip(strip, q, head_dim, keys, scale, &mut out[begin * len..], len);
         }
     });
     out
@@ -91,47 +119,88 @@ pub fn scores(q: ArrayView3<'_, f32>, keys: &LayerCache, len: usize, scale: f32)
 
 /// `probs · v`, over the keys that each query sees.
 ///
-/// Each element is summed over blocks of 64 positions in order, by fused multiply-adds from 0; the
-/// blocks' sums are added in order.
-///
 /// - `probs`: `[H, T, S]`; `values`: the first S positions of the cache
 /// - result: `[H, T, D]`
-pub fn context(probs: ArrayView3<'_, f32>, values: &LayerCache) -> Array3<f32> {
+pub fn context(team: &Team, probs: ArrayView3<'_, f32>, values: &LayerCache) -> Array3<f32> {
     let (heads, tokens, len) = probs.dim();
     let head_dim = values.head_dim();
     let mut out = Array3::zeros((heads, tokens, head_dim)); // [H, T, D]
     let probs = probs.to_slice().expect("probs are in standard layout");
     let work = heads * tokens * len * head_dim;
-    let rows = out.as_slice_mut().expect("fresh arrays are in standard layout");
-    for_each_chunk(rows, tokens * head_dim, work, |h, out| {
-        let probs = &probs[h * tokens * len..][..tokens * len]; // [T, S]
-        let v = values.head_values(h); // [capacity, D]
+    let contexts = out.as_slice_mut().expect("fresh arrays are in standard layout");
+    for_each_chunk(team, contexts, tokens * head_dim, work, |h, out| {
         for begin in (0..tokens).step_by(QUERIES) {
-            let end = tokens.min(begin + QUERIES);
-            for first in (0..len - tokens + end).step_by(BLOCK) {
-                let v = &v[first * head_dim..];
-                if first + BLOCK <= len - tokens + begin + 1 {
-                    // Every query of the group sees the whole block.
-                    let probs = &probs[begin * len + first..(end - 1) * len + first + BLOCK];
-                    add_block(
-                        probs,
-                        len,
-                        BLOCK,
-                        v,
-                        head_dim,
-                        &mut out[begin * head_dim..end * head_dim],
-                    );
-                    continue;
-                }
-                for t in begin..end {
-                    let seen = (len - tokens + t + 1).saturating_sub(first).min(BLOCK);
-                    let probs = &probs[t * len + first..][..seen];
-                    add_block(probs, len, seen, v, head_dim, &mut out[t * head_dim..][..head_dim]);
-                }
-            }
+            let rows = QUERIES.min(tokens - begin);
+            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
+            let probs = &probs[(h * tokens + begin) * len..];
+            context_strip(strip, probs, len, values, &mut out[begin * head_dim..]);
         }
     });
     out
+}
+
+/// One to four neighbouring queries of a head.
+#[derive(Debug, Clone, Copy)]
+struct Strip {
+    head: usize,
+    rows: usize,
+    /// Keys that the first one sees; the next sees one more.
+    visible: usize,
+}
+
+/// Each score is summed over D in order, by fused multiply-adds, then scaled.
+///
+/// `q`: rows of D, `stride` apart; `out`: rows `out_stride` apart, of which what is visible is written.
+fn score_strip(
+    strip: Strip,
+    q: &[f32],
+    stride: usize,
+    keys: &LayerCache,
+    scale: f32,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let Strip { head, rows, visible } = strip;
+    let head_dim = keys.head_dim();
+    let q = &q[..(rows - 1) * stride + head_dim];
+    for block in 0..(visible + rows - 1).div_ceil(BLOCK) {
+        let mut sums = [[0.0; LANES]; QUERIES];
+        products(q, stride, head_dim, keys.key_block(head, block), BLOCK, &mut sums); // [D, 64]
+        let first = block * BLOCK;
+        for (r, sums) in sums[..rows].iter().enumerate() {
+            let end = (visible + r).min(first + BLOCK).max(first);
+            for (score, sum) in
+                out[r * out_stride + first..r * out_stride + end].iter_mut().zip(sums)
+            {
+                *score = sum * scale;
+            }
+        }
+    }
+}
+
+/// Each element is summed over blocks of 64 positions in order, by fused multiply-adds from 0; the
+/// blocks' sums are added in order to `out`, `[R, D]`.
+///
+/// `probs`: rows `stride` apart.
+fn context_strip(strip: Strip, probs: &[f32], stride: usize, values: &LayerCache, out: &mut [f32]) {
+    let Strip { head, rows, visible } = strip;
+    let head_dim = values.head_dim();
+    let out = &mut out[..rows * head_dim];
+    let v = values.head_values(head); // [capacity, D]
+    for first in (0..visible + rows - 1).step_by(BLOCK) {
+        let v = &v[first * head_dim..];
+        if first + BLOCK <= visible {
+            // Every query of the strip sees the whole block.
+            let probs = &probs[first..(rows - 1) * stride + first + BLOCK];
+            add_block(probs, stride, BLOCK, v, head_dim, out);
+            continue;
+        }
+        for (r, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let seen = (visible + r).saturating_sub(first).min(BLOCK);
+            let probs = &probs[r * stride + first..][..seen];
+            add_block(probs, stride, seen, v, head_dim, out);
+        }
+    }
 }
 
 /// `out[r] += Σ_s probs[r, s] · v[s]` over one block's `seen` positions; `out`: `[R, D]`.
@@ -241,6 +310,33 @@ mod tests {
         Config { n_head: heads, n_embd: heads * head_dim, n_positions: 200, ..Config::tiny() }
     }
 
+    /// Queries `[H, T, D]` as a model has them, `[T, 3E]`; what stands beside them is never read.
+    fn in_rows(q: ArrayView3<'_, f32>) -> Vec<f32> {
+        let mut qkv = vec![f32::NAN; 3 * q.len()];
+        join_heads(&[q.to_owned()], &mut qkv);
+        qkv
+    }
+
+    /// Scores and contexts in three steps, which must be what `attend` does in one.
+    fn attention(
+        q: ArrayView3<'_, f32>,
+        cache: &LayerCache,
+        len: usize,
+    ) -> (Array3<f32>, Array3<f32>) {
+        let team = Team::new(2).unwrap();
+        let scores = scores(&team, q, cache, len, 0.125);
+        let mut probs = scores.clone();
+        causal_softmax(&team, &mut probs);
+        let contexts = context(&team, probs.view(), cache);
+        let mut merged = vec![0.0; q.len()];
+        merge_heads(contexts.view(), &mut merged);
+        let mut at_once = vec![f32::NAN; q.len()];
+        attend(&team, &in_rows(q), cache, len, 0.125, &mut at_once);
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&at_once) == bits(&merged), "{:?} of {len}", q.dim());
+        (scores, contexts)
+    }
+
     /// Attention of `tokens` new tokens after `past` cached ones, and the same by plain loops in f64.
     fn compare(heads: usize, head_dim: usize, past: usize, tokens: usize) {
         let len = past + tokens;
@@ -248,12 +344,7 @@ mod tests {
         let q = wave(heads, tokens, head_dim, 3);
         let mut cache = KvCache::new(&config(heads, head_dim));
         cache.layer_mut(0).store(0, k.view(), v.view());
-        let (scores, out) = same_at_every_level(|| {
-            let scores = scores(q.view(), cache.layer(0), len, 0.125);
-            let mut probs = scores.clone();
-            causal_softmax(&mut probs);
-            (scores, context(probs.view(), cache.layer(0)))
-        });
+        let (scores, out) = same_at_every_level(|| attention(q.view(), cache.layer(0), len));
         for h in 0..heads {
             for t in 0..tokens {
                 let dot = |s: usize| {
@@ -304,11 +395,7 @@ mod tests {
         );
         let mut cache = KvCache::new(&config(heads, head_dim));
         cache.layer_mut(0).store(0, k.view(), v.view());
-        let run = |q: ArrayView3<'_, f32>, len: usize| {
-            let mut probs = scores(q, cache.layer(0), len, 0.125);
-            causal_softmax(&mut probs);
-            context(probs.view(), cache.layer(0))
-        };
+        let run = |q: ArrayView3<'_, f32>, len: usize| attention(q, cache.layer(0), len).1;
         let whole = run(q.view(), len);
         for t in 0..len {
             let one = q.slice(s![.., t..t + 1, ..]).as_standard_layout().into_owned();
@@ -328,19 +415,22 @@ mod tests {
             v.slice_mut(s![.., 66.., ..]).fill(poison);
             let mut cache = KvCache::new(&config(1, 64));
             cache.layer_mut(0).store(0, k.view(), v.view());
-            let mut probs = scores(q.view(), cache.layer(0), 70, 0.125);
-            causal_softmax(&mut probs);
-            context(probs.view(), cache.layer(0)).slice(s![.., ..66, ..]).to_owned()
+            attention(q.view(), cache.layer(0), 70).1.slice(s![.., ..66, ..]).to_owned()
         };
         assert!(run(0.0) == run(f32::NAN));
     }
 
     #[test]
-    fn heads_split_and_merge() {
-        let x = Array2::from_shape_fn((3, 12), |(t, e)| (t * 100 + e) as f32); // [T, 3E], E = 4
-        let [q, k, v] = split_heads::<3>(x.view(), 2);
+    fn heads_split_and_join_and_merge() {
+        let qkv: Vec<f32> = (0..36).map(|i| (i / 12 * 100 + i % 12) as f32).collect(); // [T, 3E], E = 4
+        let parts = split_heads(&qkv, 2, 2);
+        let [q, k, v] = &parts;
         assert_eq!((q[[1, 2, 0]], k[[0, 1, 1]], v[[1, 0, 1]]), (202.0, 105.0, 11.0));
-        assert!(merge_heads(q.view()) == x.slice(s![.., ..4]));
-        assert!(merge_heads(v.view()) == x.slice(s![.., 8..]));
+        let mut joined = vec![0.0; 36];
+        join_heads(&parts, &mut joined);
+        assert_eq!(joined, qkv);
+        let mut merged = vec![0.0; 12];
+        merge_heads(v.view(), &mut merged);
+        assert!((0..12).all(|i| merged[i] == qkv[i / 4 * 12 + 8 + i % 4]));
     }
 }

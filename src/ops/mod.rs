@@ -11,7 +11,6 @@ pub mod embedding;
 pub mod exp;
 pub mod layer_norm;
 pub mod linear;
-pub mod lm_head;
-mod parallel;
+pub mod parallel;
 pub mod simd;
 pub mod softmax;

@@ -5,17 +5,18 @@ use ndarray::Array3;
 use super::exp::exp;
 use super::parallel::for_each_chunk;
 use super::simd::dispatched;
+use crate::team::Team;
 
 /// Softmax of each row over the keys that its query sees; masked cells become exactly 0. In place.
 ///
 /// `scores`: `[H, T, S]`; query t is the (S−T+t)-th token, so it sees keys 0 to S−T+t. What stands in
 /// the masked cells is not read: it cannot change a sum.
-pub fn causal_softmax(scores: &mut Array3<f32>) {
+pub fn causal_softmax(team: &Team, scores: &mut Array3<f32>) {
     const WORK: usize = 24; // an exponential and its share of the sums, in multiply-adds
     let (_, queries, keys) = scores.dim();
     let work = scores.len() * WORK;
     let values = scores.as_slice_mut().expect("scores are in standard layout");
-    for_each_chunk(values, queries * keys, work, |_, head| {
+    for_each_chunk(team, values, queries * keys, work, |_, head| {
         for (t, row) in head.chunks_exact_mut(keys).enumerate() {
             let (visible, masked) = row.split_at_mut(keys - queries + t + 1);
             softmax(visible);
@@ -94,7 +95,7 @@ mod tests {
         // [H=1, T=2, S=3]: one cached key, two new
         let mut scores = Array3::from_elem((1, 2, 3), 0.0f32);
         scores[[0, 0, 2]] = f32::NAN;
-        causal_softmax(&mut scores);
+        causal_softmax(&Team::new(1).unwrap(), &mut scores);
         assert_eq!(scores.as_slice().unwrap(), [0.5, 0.5, 0.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0]);
     }
 

@@ -1,10 +1,10 @@
 //! The one owner of the model: a thread that answers jobs from a bounded queue, one at a time.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
+use llorch_models::ResolvedModel;
 use llorch_models::progress::Progress;
 use tokio::sync::{mpsc, watch};
 
@@ -149,7 +149,7 @@ fn work(
 ) {
     let loaded = args.model.resolve().and_then(|resolved| {
         let _ = announce.send(true);
-        load(args, &resolved.dir)
+        load(args, &resolved)
     });
     let (model, tokenizer) = match loaded {
         Ok((model, tokenizer, info)) => {
@@ -179,9 +179,9 @@ fn work(
     }
 }
 
-fn load(args: &ServeArgs, dir: &Path) -> Result<(Model, Tokenizer, Loaded)> {
-    let tokenizer = Tokenizer::load(dir)?;
-    let model = load_model(&args.model.model, dir, args.model.threads)?;
+fn load(args: &ServeArgs, resolved: &ResolvedModel) -> Result<(Model, Tokenizer, Loaded)> {
+    let tokenizer = Tokenizer::load(&resolved.dir)?;
+    let model = load_model(resolved, &args.model)?;
     let config = model.config();
     let info = Loaded {
         n_positions: config.n_positions,

@@ -7,13 +7,14 @@ use std::path::Path;
 use llorch_cpud::Model;
 use llorch_cpud::generate::{Options, Step, generate};
 use llorch_cpud::model::Rows;
+use llorch_cpud::packed::Format;
 use llorch_cpud::probe::NoProbe;
 use llorch_cpud::sampler::Sampling;
 
 use crate::support::{TinyModel, prompt};
 
 fn load_error(dir: &Path) -> String {
-    Model::load(dir, 1).unwrap_err().to_string()
+    Model::load(dir, Format::F32, 1).unwrap_err().to_string()
 }
 
 fn assert_names(error: &str, parts: &[&str]) {
@@ -87,7 +88,7 @@ fn weights_cut_short_or_scrambled() {
         let mut bytes = whole.clone();
         bytes[at] ^= 0x11;
         std::fs::write(&path, &bytes).unwrap();
-        let _ = Model::load(dir.path(), 1);
+        let _ = Model::load(dir.path(), Format::F32, 1);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use llorch_cpud::model::Rows;
 use llorch_cpud::ops::simd::{self, Level};
+use llorch_cpud::packed::Format;
 use llorch_cpud::probe::{Injector, NoProbe, Recorder};
 use llorch_trace::{Point, PointSet, Stage, Tensor};
 use safetensors::Dtype;
@@ -210,7 +211,7 @@ fn prefix_storage_and_alignment_of_the_file_do_not_matter() {
     odd.push(b' ');
     odd.extend(&bytes[8 + header..]);
     std::fs::write(dir.path().join("model.safetensors"), odd).unwrap();
-    let model = llorch_cpud::Model::load(dir.path(), 1).unwrap();
+    let model = llorch_cpud::Model::load(dir.path(), Format::F32, 1).unwrap();
     assert_same(&plain, &capture(&model, &prompt(9), &[1], Injector::default()).0, "misaligned");
 }
 

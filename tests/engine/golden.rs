@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use llorch_cpud::Model;
 use llorch_cpud::generate::Options;
+use llorch_cpud::packed::Format;
 use llorch_cpud::probe::Injector;
 use llorch_cpud::sampler::Sampling;
 use llorch_trace::{Bundle, Class, Point, Stage, Tensor};
@@ -31,7 +32,7 @@ fn runs() -> &'static Runs {
             ["hf-f32", "hf-f64"].map(|b| Bundle::open(&golden.join(b)).unwrap()).into();
         let dir = repository().join("golden/models/nano");
         check_model(&dir, &bundles);
-        let model = Model::load(&dir, 2).unwrap();
+        let model = Model::load(&dir, Format::F32, 2).unwrap();
         let manifest = &bundles[0].manifest;
         let cases = manifest.cases.iter().map(|(case, record)| {
             let sampling = &manifest.provenance["cases"][case]["sampling"];

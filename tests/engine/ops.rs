@@ -3,13 +3,14 @@
 use llorch_cpud::Config;
 use llorch_cpud::kv_cache::KvCache;
 use llorch_cpud::ops::activation::gelu_tanh;
-use llorch_cpud::ops::attention::{context, merge_heads, scores, split_heads};
+use llorch_cpud::ops::attention::{attend, context, merge_heads, scores, split_heads};
 use llorch_cpud::ops::embedding::embed;
 use llorch_cpud::ops::layer_norm::layer_norm;
-use llorch_cpud::ops::linear::linear;
-use llorch_cpud::ops::lm_head::logits;
+use llorch_cpud::ops::linear::{Store, linear};
 use llorch_cpud::ops::softmax::{causal_softmax, softmax};
+use llorch_cpud::packed::{Format, Layout, Packed};
 use llorch_cpud::sampler::{Sampler, Sampling};
+use llorch_cpud::team::Team;
 use llorch_trace::files::{list_safetensors, read_safetensors};
 use llorch_trace::{Tensor, TensorData};
 use ndarray::Array2;
@@ -30,6 +31,18 @@ fn values(key: &str) -> Vec<f32> {
 fn matrix(key: &str) -> Array2<f32> {
     let shape = golden(key).shape;
     Array2::from_shape_vec((shape[0], shape[1]), values(key)).unwrap()
+}
+
+fn team() -> Team {
+    Team::new(2).unwrap()
+}
+
+/// `x · weight + bias`, the weight as it is stored.
+fn product(x: &Array2<f32>, weight: &Array2<f32>, layout: Layout, bias: &[f32]) -> Array2<f32> {
+    let weight = Packed::from_matrix(weight.view(), layout, Format::F32);
+    let mut out = Array2::zeros((x.nrows(), weight.outputs()));
+    linear(&team(), x.as_slice().unwrap(), &weight, bias, Store, out.as_slice_mut().unwrap());
+    out
 }
 
 /// The cases of an operation, of which the golden must hold at least `least`.
@@ -70,9 +83,11 @@ fn layer_norm_is_within_its_class_in_every_case() {
     for case in cases("layer_norm", 13) {
         let key = |name: &str| format!("layer_norm/{case}/{name}");
         let (weight, bias) = (values(&key("weight")), values(&key("bias")));
-        let out = layer_norm(matrix(&key("x")).view(), &weight, &bias, 1e-5);
+        let x = values(&key("x"));
+        let mut out = vec![0.0; x.len()];
+        layer_norm(&team(), &x, &weight, &bias, 1e-5, &mut out);
         // Far inside the class of 1e-5: f64 inside, one rounding.
-        close(out.as_slice().unwrap(), &golden(&key("f64")), 2e-7, &case);
+        close(&out, &golden(&key("f64")), 2e-7, &case);
     }
 }
 
@@ -98,26 +113,30 @@ fn softmax_is_within_2e_7_with_masks_and_without() {
 fn linear_takes_weights_as_conv1d_stores_them() {
     for case in cases("linear", 6) {
         let key = |name: &str| format!("linear/{case}/{name}");
-        let out =
-            linear(matrix(&key("x")).view(), matrix(&key("weight")).view(), &values(&key("bias")));
+        let (x, weight) = (matrix(&key("x")), matrix(&key("weight")));
+        let out = product(&x, &weight, Layout::InputsByOutputs, &values(&key("bias")));
         close(out.as_slice().unwrap(), &golden(&key("f64")), 2e-6, &case);
     }
 }
 
 #[test]
 fn the_head_is_the_embedding_matrix() {
-    let out = logits(matrix("lm_head/tied/x").view(), matrix("lm_head/tied/weight").view());
+    let (x, weight) = (matrix("lm_head/tied/x"), matrix("lm_head/tied/weight"));
+    let out = product(&x, &weight, Layout::OutputsByInputs, &[]);
     close(out.as_slice().unwrap(), &golden("lm_head/tied/f64"), 2e-6, "tied");
 }
 
 #[test]
 fn embeddings_equal_torchs_bit_for_bit() {
-    let (wte, wpe) = (matrix("embedding/wte"), matrix("embedding/wpe"));
+    let wte =
+        Packed::from_matrix(matrix("embedding/wte").view(), Layout::OutputsByInputs, Format::F32);
+    let wpe = values("embedding/wpe");
     for case in cases("embedding", 3) {
         let whole = |name: &str| golden(&format!("embedding/{case}/{name}"));
         let ids: Vec<u32> = whole("ids").to_f64().iter().map(|&id| id as u32).collect();
-        let out = embed(&ids, whole("positions").get(0) as usize, wte.view(), wpe.view());
-        assert_eq!(out.as_slice().unwrap(), values(&format!("embedding/{case}/f32")), "{case}");
+        let mut out = vec![0.0; ids.len() * wte.inputs()];
+        embed(&ids, whole("positions").get(0) as usize, &wte, &wpe, &mut out);
+        assert_eq!(out, values(&format!("embedding/{case}/f32")), "{case}");
     }
 }
 
@@ -131,7 +150,7 @@ fn attention_follows_hugging_faces_module_over_three_calls_on_one_cache() {
         (matrix("attention/c_attn.weight"), values("attention/c_attn.bias"));
     let (c_proj, c_proj_bias) =
         (matrix("attention/c_proj.weight"), values("attention/c_proj.bias"));
-    let mut cache = KvCache::new(&config);
+    let (mut cache, team) = (KvCache::new(&config), team());
     let mut past = 0;
     for call in 0..3 {
         let x = matrix(&format!("attention/{call}/x"));
@@ -141,20 +160,28 @@ fn attention_follows_hugging_faces_module_over_three_calls_on_one_cache() {
             close(got, &golden(&key), 3e-6, &key);
         };
         let len = past + x.nrows();
-        let [q, k, v] =
-            split_heads::<3>(linear(x.view(), c_attn.view(), &c_attn_bias).view(), HEADS);
+        let qkv = product(&x, &c_attn, Layout::InputsByOutputs, &c_attn_bias);
+        let qkv = qkv.as_slice().unwrap();
+        let [q, k, v] = split_heads(qkv, HEADS, 32 / HEADS);
         check(q.as_slice().unwrap(), "q");
         check(k.as_slice().unwrap(), "k");
         check(v.as_slice().unwrap(), "v");
-        cache.layer_mut(0).store(past, k.view(), v.view());
+        cache.layer_mut(0).store_rows(past, qkv);
         check(cache.layer(0).keys(len).as_slice().unwrap(), "cache.k");
         check(cache.layer(0).values(len).as_slice().unwrap(), "cache.v");
-        let mut probs = scores(q.view(), cache.layer(0), len, config.attention_scale(0));
-        causal_softmax(&mut probs);
+        let scale = config.attention_scale(0);
+        let mut probs = scores(&team, q.view(), cache.layer(0), len, scale);
+        causal_softmax(&team, &mut probs);
         check(probs.as_slice().unwrap(), "probs");
-        let merged = merge_heads(context(probs.view(), cache.layer(0)).view());
+        let contexts = context(&team, probs.view(), cache.layer(0));
+        let mut merged = Array2::zeros((x.nrows(), 32));
+        merge_heads(contexts.view(), merged.as_slice_mut().unwrap());
         check(merged.as_slice().unwrap(), "context");
-        check(linear(merged.view(), c_proj.view(), &c_proj_bias).as_slice().unwrap(), "out");
+        let mut at_once = vec![0.0; merged.len()];
+        attend(&team, qkv, cache.layer(0), len, scale, &mut at_once);
+        assert_eq!(at_once, merged.as_slice().unwrap());
+        let out = product(&merged, &c_proj, Layout::InputsByOutputs, &c_proj_bias);
+        check(out.as_slice().unwrap(), "out");
         past = len;
     }
 }

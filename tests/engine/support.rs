@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use llorch_cpud::Model;
 use llorch_cpud::generate::{Generation, Options, Step, generate};
+use llorch_cpud::packed::Format;
 use llorch_cpud::probe::{Injector, Recorder};
 use llorch_cpud::sampler::SplitMix64;
 use llorch_trace::{Point, PointSet, Tensor};
@@ -99,14 +100,14 @@ impl TinyModel {
     pub fn load(&self, threads: usize) -> Model {
         let dir = tempfile::tempdir().unwrap();
         self.write(dir.path());
-        Model::load(dir.path(), threads).unwrap()
+        Model::load(dir.path(), Format::F32, threads).unwrap()
     }
 
     /// What loading it says.
     pub fn error(&self) -> String {
         let dir = tempfile::tempdir().unwrap();
         self.write(dir.path());
-        Model::load(dir.path(), 1).unwrap_err().to_string()
+        Model::load(dir.path(), Format::F32, 1).unwrap_err().to_string()
     }
 }
 

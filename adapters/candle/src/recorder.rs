@@ -31,6 +31,9 @@ impl<'a> Recorder<'a> {
         serial: usize,
         output: &'a mut (dyn Write + Send),
     ) -> Result<Recorder<'a>> {
+        if !plan.captured.is_empty() && out_dir.as_os_str().is_empty() {
+            return Err(Failure::input("out_dir is missing: there is nowhere to put the tensors"));
+        }
         let made = match plan.captured.is_empty() {
             true => Ok(out_dir.to_path_buf()),
             false => std::path::absolute(out_dir)

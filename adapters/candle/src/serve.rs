@@ -85,7 +85,7 @@ impl Server {
                 // The old model's memory first.
                 self.loaded = None;
                 self.loaded = Some(load(self.variant, &model_dir, dtype, threads)?);
-                Response::Loaded { seconds: Some(start.elapsed().as_secs_f64()) }
+                Response::Loaded { seconds: Some(start.elapsed().as_secs_f64()), dtype: None }
             }
             Request::Tokenize { id, text } => {
                 let ids = loaded(&mut self.loaded)?.tokenizer.encode(&text)?;

@@ -1,5 +1,7 @@
 """Hugging Face transformers' own GPT-2 (`GPT2LMHeadModel`, eager attention) on torch.
 
+`--variant f64` computes in float64; `--variant sdpa` has torch's fused attention, transformers' default.
+
 The reference of the `semantics` kind: graph and kernels are upstream's. Nothing of the
 model is rewritten here; `hooks.py` looks at values on their way.
 """
@@ -26,17 +28,25 @@ os.environ |= {
 import numpy as np
 
 from llorch_adapter.adapter import Adapter, arguments
-from llorch_adapter.errors import InputError, UnsupportedError
+from llorch_adapter.errors import AdapterError, InputError, UnsupportedError
 from llorch_adapter.folder import read_dims
 from llorch_adapter.serve import serve
+
+# What torch's attention keeps to itself.
+INSIDE_SDPA = ("h.*.attn.scores", "h.*.attn.probs")
+FUSED = "torch's scaled_dot_product_attention is one fused kernel, which keeps neither scores nor probabilities"
+
+# Computed in by torch, shown as float32: NumPy has no bfloat16.
+NARROW = {"bf16": "bfloat16", "f16": "float16"}
 
 
 class HfAdapter(Adapter):
     name = "hf"
     worth = "semantics"
     capabilities = ("capture", "tokenize", "generate", "sample", "draw", "inject", "f64", "deterministic")
-    variants = ("f64",)
+    variants = ("f64", "bf16", "f16", "sdpa")
     recipes = {
+        "tokens": "input_ids; b t -> t",
         "embeddings": "output of transformer.drop; b t e -> t e",
         "h.*.ln_1": "output of ln_1; b t e -> t e",
         "h.*.attn.q": "first third of attn.c_attn's output; b t (h d) -> h t d",
@@ -65,6 +75,9 @@ class HfAdapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.model = None
+        if variant == "sdpa":
+            self.unsupported = tuple({"point": point, "reason": FUSED} for point in INSIDE_SDPA)
+            self.recipes = {glob: text for glob, text in self.recipes.items() if glob not in INSIDE_SDPA}
         self._tokenizer = None
         self._folder = None
 
@@ -84,21 +97,30 @@ class HfAdapter(Adapter):
         self.model, info = GPT2LMHeadModel.from_pretrained(
             folder,
             dtype=torch.float32,  # F16 on disk is widened, exactly
-            attn_implementation="eager",
+            attn_implementation="sdpa" if self.variant == "sdpa" else "eager",
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told by name below, not as a fault of ours
         )
         # What is missing would be initialised at random, and only a warning would tell.
         wrong = [*info["missing_keys"], *info["mismatched_keys"]]
         if wrong:
             raise InputError(f"failed to load {folder}: missing or misshapen tensors {wrong[:4]}")
+        found = self.model.config._attn_implementation
+        if found != ("sdpa" if self.variant == "sdpa" else "eager"):
+            raise AdapterError(f"transformers chose the attention {found!r} by itself, expected that of {self.full_name()}")
         self.model.eval()
         if precision == np.float64:
             self.model.double()
+        elif self.variant in ("bf16", "f16"):
+            self.model.to(getattr(torch, NARROW[self.variant]))
         self.numpy_dtype = precision
         self._tokenizer, self._folder = None, folder
         self.dims = dims
+
+    def computes(self):
+        return self.variant if self.variant in NARROW else super().computes()
 
     def session(self, probe, positions):
         from hooks import HfSession

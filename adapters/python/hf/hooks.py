@@ -41,7 +41,7 @@ class HfSession(Session):
                 use_cache=True,
                 logits_to_keep=0 if every_row else 1,
             )
-        return output.logits[0, -1].numpy()
+        return array(output.logits[0, -1])
 
     def _register(self):
         model, body = self._model, self._model.transformer
@@ -118,6 +118,11 @@ class HfSession(Session):
         self._stack.enter_context(mode)
 
 
+def array(tensor):
+    """As NumPy has it: float16 and bfloat16 are widened, exactly."""
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
 class Torch:
     """The probe for torch tensors; the memory is shared, not copied."""
 
@@ -130,9 +135,9 @@ class Torch:
         """Shows a tensor without its batch axis; returns it, or what was injected."""
         if not self._probe.active(point):
             return tensor
-        shown = tensor.numpy()
+        shown = array(tensor)
         value = self._probe.visit(point, shown)
-        return tensor if value is shown else torch.from_numpy(value)
+        return tensor if value is shown else torch.from_numpy(value).to(tensor.dtype)
 
 
 class ProbedCache(DynamicCache):

@@ -7,6 +7,7 @@ import numpy as np
 from . import sampling
 from .errors import InputError, UnsupportedError
 from .points import Globs, all_points
+from .tensors import DTYPE_NAMES
 
 PROTOCOL_VERSION = 1
 
@@ -52,6 +53,10 @@ class Adapter:
     def load(self, folder, dtype, threads):
         """Loads a model folder and sets `dims` and `numpy_dtype`."""
         raise NotImplementedError
+
+    def computes(self):
+        """The dtype of the loaded model's arithmetic, as the protocol names it."""
+        return DTYPE_NAMES[np.dtype(self.numpy_dtype).name]
 
     def session(self, probe, positions):
         """A `Session` for one run, which will feed so many tokens in all."""

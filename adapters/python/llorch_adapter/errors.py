@@ -32,6 +32,10 @@ class ResourceError(AdapterError):
     kind = "resource"
 
 
+class UpstreamError(AdapterError):
+    """Upstream isn't what the adapter was written for: a capture point has moved or gone."""
+
+
 def classify(error):
     """`(class, short message)` of any exception."""
     text = " ".join(str(error).split())

@@ -14,14 +14,18 @@ class Probe:
     also what gets captured there.
     """
 
-    def __init__(self, request, dims, dtype, send, not_injectable=()):
+    def __init__(self, request, dims, dtype, send, not_injectable=(), unsupported=()):
         self._request = request
         self._dims = dims
         self._dtype = dtype
         self._send = send
         self.step, self._t, self._s = 0, 0, 0
+        self._seen = set()
         self.forced = request.forced_ids is not None  # whether the run is told what to feed
+        self.forced_ids = request.forced_ids
         self._wanted = {}
+        # What the implementation hasn't by its nature isn't made up by the step loop either.
+        self._beyond = Globs([entry["point"] for entry in unsupported])
         for entry in not_injectable:
             for point, _ in request.inject:
                 if point in Globs([entry["point"]]):
@@ -32,10 +36,15 @@ class Probe:
     def begin(self, step, t, s):
         """A step of `t` tokens that sees `s` keys."""
         self.step, self._t, self._s = step, t, s
+        self._seen = set()
+
+    def unseen(self, points):
+        """Those of `points` that were asked for and haven't come by in this step."""
+        return [point for point in points if self.captures(point) and point not in self._seen]
 
     def captures(self, point):
         if point not in self._wanted:
-            self._wanted[point] = point in self._request.points
+            self._wanted[point] = point in self._request.points and point not in self._beyond
         return self._wanted[point]
 
     def injects(self, point):
@@ -54,6 +63,7 @@ class Probe:
         if self.injects(point):
             value = self._replacement(point)
         if self.captures(point):
+            self._seen.add(point)
             self._write(point, value)
         return value
 

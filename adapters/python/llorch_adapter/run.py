@@ -4,7 +4,8 @@ import time
 
 import numpy as np
 
-from .errors import ResourceError
+from .errors import ResourceError, UpstreamError
+from .points import Globs
 from .probe import Probe
 
 
@@ -13,7 +14,8 @@ def execute(adapter, request, send, cancelled):
 
     `cancelled()` is asked before each step.
     """
-    probe = adapter.observe(Probe(request, adapter.dims, adapter.numpy_dtype, send, adapter.not_injectable))
+    probe = Probe(request, adapter.dims, adapter.numpy_dtype, send, adapter.not_injectable, adapter.unsupported)
+    probe = adapter.observe(probe)
     generator = np.random.default_rng(request.sampling.seed)
     ids, seen, generated = request.ids, 0, []
     seconds = [0.0, 0.0]
@@ -28,6 +30,7 @@ def execute(adapter, request, send, cancelled):
             ids = probe.visit("tokens", np.asarray(ids, dtype=np.int64)).tolist()
             last = probe.visit("logits.last", session.forward(ids))
             token = _choose(adapter, request, probe, last, step, generator)
+            _expect_all(adapter, probe)
             if len(generated) < request.max_new_tokens:
                 generated.append(token)
             ids = [token]
@@ -39,6 +42,14 @@ def execute(adapter, request, send, cancelled):
         "text": adapter.decode(generated),
         "seconds": {"prefill": seconds[0], "decode": seconds[1] if request.steps > 1 else None},
     }
+
+
+def _expect_all(adapter, probe):
+    """A capture point that upstream no longer comes by is an error, never a smaller table."""
+    if missing := probe.unseen(adapter.points()):
+        expected = next((text for glob, text in adapter.recipes.items() if missing[0] in Globs([glob])), "it to come by")
+        others = f" (and {len(missing) - 1} more points)" if len(missing) > 1 else ""
+        raise UpstreamError(f"failed to capture {missing[0]}{others}: expected {expected}; upstream no longer shows it")
 
 
 def _choose(adapter, request, probe, last, step, generator):

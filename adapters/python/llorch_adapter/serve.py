@@ -98,11 +98,12 @@ class Server:
         return self._adapter.hello()
 
     def _load(self, message):
+        self._adapter.dims = None  # until the new model is there, there is none
         request = requests.parse_load(message)
         started = time.perf_counter()
-        self._adapter.dims = None  # until the new model is there, there is none
         self._adapter.load(request.model_dir.absolute(), request.dtype, request.threads)
-        return {"type": "loaded", "seconds": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        return {"type": "loaded", "seconds": seconds, "dtype": self._adapter.computes()}
 
     def _tokenize(self, message):
         text = message.get("text")

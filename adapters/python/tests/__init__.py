@@ -2,7 +2,8 @@
 
     cd adapters/python && python -m unittest discover -s tests -t .
 
-in an environment with refs/hf/requirements.lock and refs/hf/requirements-test.lock. tinygrad has an
-environment of its own: LLORCH_TINYGRAD_PYTHON names its interpreter, and without it the
-tinygrad tests are skipped and say so.
+in an environment with refs/hf/requirements.lock and refs/hf/requirements-test.lock. The other
+references have environments of their own: LLORCH_TINYGRAD_PYTHON names tinygrad's interpreter, LLORCH_FLAX_PYTHON
+flax's and so on, and without it their tests are skipped and say so. llamacpp also calls llorch-diff, which
+LLORCH_DIFF names.
 """

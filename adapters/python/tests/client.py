@@ -19,7 +19,17 @@ NANO = ROOT / "golden" / "models" / "nano"
 SCHEMA = json.loads((ROOT / "docs" / "schemas" / "protocol.schema.json").read_text())
 TIMEOUT = 180  # seconds for one message; compiling kernels on a busy machine takes long
 
-_NEEDS = {"hf": "transformers", "tinygrad": "tinygrad", "numpy": "threadpoolctl", "bug": "threadpoolctl"}
+_NEEDS = {
+    "hf": "transformers",
+    "tinygrad": "tinygrad",
+    "numpy": "threadpoolctl",
+    "bug": "threadpoolctl",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "ctranslate2": "ctranslate2",
+    "flax": "flax",
+    "llamacpp": "llama_cpp",
+}
 
 
 def validator(part):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llorch_adapter.points import all_points
+from llorch_adapter.points import Globs, all_points
 from llorch_adapter.tensors import SafetensorsFile
 
 from .client import NANO, Client, causal, interpreter
@@ -17,6 +17,9 @@ from .models import write_safetensors
 
 LONG = [(i * 7919) % 50257 for i in range(64)]
 FORCED = [262, 1110, 373, 257, 1310]
+
+SOME_POINTS = ("ctranslate2", "hf:sdpa")  # those that don't capture all of them
+OTHERS = ("onnxruntime", "openvino", "ctranslate2", "flax")
 
 # The classes of docs/TOLERANCES.md: |a - b| <= class * max(1, |a|, |b|).
 CLASSES = [
@@ -47,10 +50,13 @@ class Pairs(unittest.TestCase):
         for name, variant in (
             ("hf", ()),
             ("hf", ("--variant", "f64")),
+            ("hf", ("--variant", "sdpa")),
             ("numpy", ()),
             ("numpy", ("--variant", "f64")),
             ("numpy", ("--variant", "sequential")),
             ("tinygrad", ()),
+            *((name, ()) for name in OTHERS),
+            ("llamacpp", ("--variant", "exact-gelu")),
         ):
             if interpreter(name) is None:
                 continue
@@ -67,8 +73,10 @@ class Pairs(unittest.TestCase):
             if name not in self.captured:
                 self.skipTest(f"{name} isn't installed here")
         for left, right in zip(self.captured[a], self.captured[b]):
-            self.assertEqual(left.keys(), right.keys())
-            for step, point in left:
+            self.assertTrue(left.keys() >= right.keys())
+            if b not in SOME_POINTS:
+                self.assertEqual(left.keys(), right.keys())
+            for step, point in right:
                 yield step, point, left[step, point], right[step, point]
 
     def test_numpy_agrees_with_hf(self):
@@ -83,6 +91,16 @@ class Pairs(unittest.TestCase):
 
     def test_tinygrad_agrees_with_hf(self):
         for step, point, a, b in self.pair("hf", "tinygrad"):
+            self.assertLessEqual(worst(point, a, b), tolerance(point), f"{point} at step {step}")
+
+    def test_the_others_agree_with_hf(self):
+        for name in (*OTHERS, "hf:sdpa"):
+            with self.subTest(name=name):
+                for step, point, a, b in self.pair("hf", name):
+                    self.assertLessEqual(worst(point, a, b), tolerance(point), f"{point} at step {step}")
+
+    def test_llamacpp_agrees_with_hf_but_for_its_gelu(self):
+        for step, point, a, b in self.pair("hf", "llamacpp:exact-gelu"):
             self.assertLessEqual(worst(point, a, b), tolerance(point), f"{point} at step {step}")
 
     def test_float64_agrees_to_ten_digits(self):
@@ -103,6 +121,10 @@ class Pairs(unittest.TestCase):
         self.assertGreater(differ, 50)  # else one of the two isn't what it says
 
 
+# Softmaxes that are off by more than the class, as their adapters declare.
+DEVIATIONS = {"openvino": 4e-4}
+
+
 class Sampling(unittest.TestCase):
     """next.probs against transformers' own warpers, settings and ties included."""
 
@@ -118,10 +140,12 @@ class Sampling(unittest.TestCase):
 
     def test_all_adapters_filter_alike(self):
         found = {}
-        for name in ("hf", "numpy", "tinygrad"):
-            if interpreter(name) is None:
+        # With its own GELU llamacpp's logits lie on the other side of a cut here and there.
+        for name in ("hf", "numpy", "tinygrad", "llamacpp:exact-gelu", *OTHERS):
+            reference, *variant = name.split(":")
+            if interpreter(reference) is None:
                 continue
-            client = Client(name)
+            client = Client(reference, *(word for v in variant for word in ("--variant", v)))
             client.load()
             found[name] = [client.run(LONG, ["logits.last", "next.probs"], sampling=s)[0] for s in self.SETTINGS]
             client.close()
@@ -130,9 +154,9 @@ class Sampling(unittest.TestCase):
         for name, runs in found.items():
             for settings, ours, theirs in zip(self.SETTINGS, runs, found["hf"]):
                 with self.subTest(name=name, settings=settings):
-                    self.compare(settings["temperature"] or 1, ours, theirs)
+                    self.compare(settings["temperature"] or 1, ours, theirs, DEVIATIONS.get(name, 1e-6))
 
-    def compare(self, temperature, ours, theirs):
+    def compare(self, temperature, ours, theirs, softmax):
         """Against the own logits within the class; across, what the logits' difference explains more."""
         probs, reference = ours[0, "next.probs"], theirs[0, "next.probs"]
         logits = ours[0, "logits.last"].astype(np.float64) / temperature
@@ -141,9 +165,9 @@ class Sampling(unittest.TestCase):
         exact = np.where(kept, np.exp(logits - logits[kept].max()), 0)
         exact /= exact.sum()
         rounded = 2 * exact * 2.0**-24 * np.abs(logits).max() if temperature != 1 else 0  # logits / temperature
-        self.assertTrue((np.abs(probs - exact) <= 1e-6 + rounded).all())
+        self.assertTrue((np.abs(probs - exact) <= softmax + rounded).all())
         apart = np.abs(ours[0, "logits.last"] - theirs[0, "logits.last"]).max()
-        allowed = 1e-6 + 2 * np.maximum(probs, reference) * apart / temperature
+        allowed = softmax + 2 * np.maximum(probs, reference) * apart / temperature
         self.assertTrue((np.abs(probs - reference) <= allowed + rounded).all())
 
     def test_ties_follow_transformers(self):
@@ -165,6 +189,9 @@ class Injection:
     """A value put in place is read by everything after it, at every point."""
 
     name = ""
+    # The second block, and what is beside it on either side: writing all points takes most of the time.
+    around = ["tokens", "embeddings", "h.0.ln_1", "h.0.resid_mid", "h.1*", "h.2.ln_1", "h.2.resid_mid"]
+    around += ["ln_f", "logits*", "argmax", "next.probs"]
 
     @classmethod
     def setUpClass(cls):
@@ -201,14 +228,19 @@ class Injection:
     def test_every_point_is_replaced_before_it_is_read(self):
         """What was upstream stays, the point shows the value, and the next point moves."""
         layers = 1 + max(int(m[1]) for _, p in self.base if (m := re.match(r"h\.(\d+)$", p)))
-        order = all_points(layers)
+        watched = Globs(self.around)
+        order = [point for point in all_points(layers) if point in watched]
         for step in (0, 2):
             for point in order:
                 if point in ("next.probs", "argmax") or (point.startswith("h.") and not point.startswith("h.1")):
                     continue
                 value = self.strange[step, point]
                 tensors, done = self.client.run(
-                    self.ids, ["*"], max_new_tokens=3, forced_ids=FORCED[:3], inject=[self.inject(point, step, value)]
+                    self.ids,
+                    self.around,
+                    max_new_tokens=3,
+                    forced_ids=FORCED[:3],
+                    inject=[self.inject(point, step, value)],
                 )
                 with self.subTest(point=point, step=step):
                     self.assertEqual(done["type"], "done", done)
@@ -279,6 +311,10 @@ class NumpyInjection(Injection, unittest.TestCase):
     name = "numpy"
 
 
+class LlamaCppInjection(Injection, unittest.TestCase):
+    name = "llamacpp"
+
+
 class Storage(unittest.TestCase):
     """The same model stored otherwise is the same model."""
 
@@ -295,7 +331,7 @@ class Storage(unittest.TestCase):
                 for key in file.keys()
             }
             write_safetensors(folder / "model.safetensors", renamed)
-            for name in ("hf", "numpy", "tinygrad"):
+            for name in ("hf", "numpy", "tinygrad", "llamacpp", *OTHERS):
                 if interpreter(name) is None:
                     continue
                 client = Client(name)
@@ -313,7 +349,7 @@ class Storage(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(NANO / "config.json", folder)
             write_safetensors(Path(folder) / "model.safetensors", keep)
-            for name in ("hf", "numpy", "tinygrad"):
+            for name in ("hf", "numpy", "tinygrad", "llamacpp", *OTHERS):
                 if interpreter(name) is None:
                     continue
                 client = Client(name)

@@ -1,4 +1,4 @@
-//! Resolves a model and prints what was found: `cargo run --release -p llorch-models --example resolve -- synth:tiny`.
+//! Resolves a model and prints what was found: `cargo run --release --example resolve -- synth:tiny`.
 
 use llorch_models::{ResolveOptions, resolve};
 use std::process::ExitCode;

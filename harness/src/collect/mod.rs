@@ -96,6 +96,7 @@ pub fn empty(name: &str, role: Role) -> Evidence {
         role,
         hello: None,
         lock_sha256: None,
+        computes: None,
         bundle: None,
         generated: BTreeMap::new(),
         tokenized: BTreeMap::new(),
@@ -177,16 +178,27 @@ impl<'a> Collection<'a> {
             self.evidence.hello = Some(hello);
         }
         self.bar.doing("loading the model");
-        let loaded =
-            session.load(&self.settings.plan.model_dir, self.settings.dtype, self.settings.threads);
+        let dtype = self.dtype();
+        let loaded = session.load(&self.settings.plan.model_dir, dtype, self.settings.threads);
         self.session = Some(session);
         match loaded {
-            Ok(_) => Started::Running,
+            Ok(computes) => {
+                self.evidence.computes = Some(computes);
+                Started::Running
+            }
             Err(failure) => {
                 self.fault(None, &failure);
                 Started::Failed
             }
         }
+    }
+
+    /// A dtype narrower than f32 is asked of the subject: references are there to be right, and stay in f32
+    /// unless their own variant says otherwise.
+    fn dtype(&self) -> Dtype {
+        let asked = self.settings.dtype;
+        let is_narrow = asked.unit_roundoff() > Dtype::F32.unit_roundoff();
+        if self.evidence.role == Role::Reference && is_narrow { Dtype::F32 } else { asked }
     }
 
     /// A subject is known by its own name, if that is free and fit to be one.
@@ -329,7 +341,7 @@ impl<'a> Collection<'a> {
             cases: self.settings.plan.cases.iter().map(record).collect(),
             provenance: serde_json::json!({
                 "producer": concat!("llorch-diff ", env!("CARGO_PKG_VERSION")),
-                "dtype": self.settings.dtype,
+                "dtype": self.evidence.computes.unwrap_or_else(|| self.dtype()),
                 "threads": self.settings.threads,
             }),
             ..Manifest::default()

@@ -20,6 +20,9 @@ pub enum Layout {
     /// `hidden_states.N`: the block before, or `ln_f` if it is the last.
     #[serde(rename = "state")]
     State,
+    /// A layer norm's output, before or after its gain and bias: the content tells.
+    #[serde(rename = "norm")]
+    Norm,
 }
 
 /// What a name means.
@@ -35,6 +38,11 @@ pub enum Meaning {
     /// `hidden_states.N`, N ≥ 1.
     State {
         index: usize,
+    },
+    /// Our point, if the layer norm's gain and bias are in it; else `reason` says what it is.
+    Norm {
+        point: Point,
+        reason: String,
     },
     /// A known name that is none of our points.
     NotOurs {
@@ -90,6 +98,14 @@ pub fn meaning(name: &str) -> Meaning {
             return meaning;
         }
     }
+    if let Some((node, _)) = plain.split_once(" (")
+        && plain.ends_with(')')
+    {
+        let reason =
+            "a view or copy of another node, in the layout that the next one reads".to_string();
+        let known = !matches!(meaning(node), Meaning::Unknown);
+        return if known { Meaning::NotOurs { family: "ggml", reason } } else { Meaning::Unknown };
+    }
     if plain.ends_with(".weight") || plain.ends_with(".bias") {
         let reason = "a weight of the model, no activation".to_string();
         return Meaning::NotOurs { family: "weights", reason };
@@ -116,6 +132,10 @@ fn look_up(name: &str) -> Option<Meaning> {
         for alias in &family.alias {
             let Some(layer) = fit(&alias.name, name) else { continue };
             return Some(match (&alias.reason, alias.layout) {
+                (Some(reason), Layout::Norm) => {
+                    let point = fill(alias.to.first()?, layer)?.parse().ok()?;
+                    Meaning::Norm { point, reason: reason.clone() }
+                }
                 (Some(reason), _) => {
                     let reason = fill(reason, layer).unwrap_or_else(|| reason.clone());
                     Meaning::NotOurs { family: &family.name, reason }
@@ -178,6 +198,7 @@ mod tests {
                         assert_eq!(points.len(), if layout == Layout::Merged { 3 } else { 1 });
                     }
                     Meaning::State { index } => assert_eq!(index, 3),
+                    Meaning::Norm { reason, .. } => assert!(reason.contains("gain"), "{name}"),
                     Meaning::NotOurs { reason, .. } => {
                         assert!(alias.to.is_empty() && !reason.is_empty(), "{name}");
                     }
@@ -213,10 +234,8 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_says_why_and_what_is_unknown_is_not_guessed() {
-        let Meaning::NotOurs { reason, .. } = meaning("blocks.2.ln1.hook_normalized") else {
-            panic!()
-        };
-        assert!(reason.contains("before the layer norm's gain and bias, `h.2.ln_1`"), "{reason}");
+        let Meaning::NotOurs { reason, .. } = meaning("norm-2") else { panic!() };
+        assert!(reason.contains("before the layer norm's gain and bias"), "{reason}");
         assert!(matches!(meaning("transformer.h.0.ln_1.weight"), Meaning::NotOurs { .. }));
         for name in ["", "q", "h.3.attn.query", "blocks.x.attn.hook_q", "Qcur-", "Qcur-1x"] {
             assert_eq!(meaning(name), Meaning::Unknown, "{name:?}");

@@ -8,25 +8,27 @@ use llorch_trace::Dims;
 use serde::Serialize;
 
 use super::pairing::{self, Options, Outcome};
+use super::raw::SourceError;
 use super::recipe;
 use super::show;
-use super::side::{Side, Understood};
+use super::side::{Key, Side, Understood};
 use super::sizes::learn;
-use super::source::{self, LeftOut, SourceError};
+use super::source::{self, LeftOut};
 use crate::report::Format;
 use crate::result::{Row, RunVerdict, Unchecked, Verdict};
 use crate::text::pattern;
 
 pub const SCHEMA: &str = "llorch.compare/1";
 
-/// Compare dumps: bundles, folders of .npy, .npz and .safetensors.
+/// Compare dumps: bundles, folders of .npy, .npz, .safetensors, .pt and llama-eval-callback's output.
 ///
 /// Two or more sources, or one folder whose files differ by the implementation at the end of their
 /// names. Names of Hugging Face, TransformerLens, llama.cpp and of checkpoint files are understood;
 /// what is transposed, merged or batched is brought into one layout, and the output says how.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// A bundle, the folder of a run, a folder of .npy files, a .npz or a .safetensors
+    /// A bundle, the folder of a run, a folder of .npy files, a .npz, a .safetensors, a .pt, or a text
+    /// that llama-eval-callback printed
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<PathBuf>,
     #[arg(long, value_enum, default_value = "table")]
@@ -101,7 +103,7 @@ pub enum CompareError {
 }
 
 /// Exit code: 0 PASS or WARN, 1 FAIL, 2 usage (a source that can't be read, ambiguous names), 4 where
-/// a source has nothing that could be compared.
+/// a source has nothing that could be compared, or only some elements of its tensors.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     let compared = match compare(args) {
         Ok(compared) => compared,
@@ -240,6 +242,7 @@ fn align_cases(sides: &mut [Side], wanted: Option<&str>) -> Result<(), String> {
             let kept = |case: &str| case.is_empty() || case == wanted;
             rename_cases(side, |case| kept(case).then(|| wanted.to_string()));
             side.unmapped.retain(|u| kept(&u.case));
+            side.misshapen.retain(|key| kept(&key.case));
         }
         return Ok(());
     }
@@ -290,11 +293,22 @@ fn pairs(sides: &[Side], reference: Option<&str>) -> Result<Vec<(usize, usize)>,
 
 fn conclude(sides: Vec<Side>, outcome: Outcome, left_out: Vec<LeftOut>) -> Compared {
     let Outcome { rows, unchecked } = outcome;
+    // Whatever another source has too should have been compared.
+    let has = |side: &Side, key: &Key| {
+        let mut keys = side.points.keys().chain(&side.misshapen);
+        keys.any(|k| (k.point, k.step) == (key.point, key.step))
+    };
+    let lacking = sides.iter().enumerate().any(|(i, side)| {
+        let others = || sides.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, other)| other);
+        side.misshapen.iter().any(|key| others().any(|other| has(other, key)))
+    });
     let sources: Vec<SourceRecord> = sides.into_iter().map(|side| record(side, &rows)).collect();
     let worst = rows.iter().map(|row| row.verdict).max();
     let verdict = match worst {
         Some(Verdict::Fail | Verdict::Error) => RunVerdict::Fail,
-        _ if sources.iter().any(|s| s.compared == 0) => RunVerdict::Incomplete,
+        _ if lacking || sources.iter().any(|s| s.compared == 0) => RunVerdict::Incomplete,
+        // What agrees where it is printed has not been compared where it isn't.
+        _ if rows.iter().any(|row| row.verdict == Verdict::Unchecked) => RunVerdict::Incomplete,
         Some(Verdict::Warn) => RunVerdict::Warn,
         _ => RunVerdict::Pass,
     };

@@ -39,7 +39,8 @@ fn elsewhere(key: &Key, this: Labelled<'_>, other: &Side, labelled: f64) -> Opti
     let mut best: Option<(f64, &Key)> = None;
     for (place, located) in &other.points {
         let same_run = place.case == key.case && place.step == key.step;
-        if !same_run || place.point == key.point || located.shape() != this.numbers.shape {
+        let other_shape = located.is_partial() || located.shape() != this.numbers.shape;
+        if !same_run || place.point == key.point || other_shape {
             continue;
         }
         let candidate = Numbers::of(&located.load().ok()?);

@@ -1,5 +1,5 @@
 //! `llorch-diff export`: a run's tensors as loose `.npy` files, a folder per case, for NumPy and for
-//! `compare`.
+//! `compare`; or a model's weights as one GGUF file ([`crate::gguf`]).
 
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,28 @@ use llorch_trace::{Bundle, Dtype, Point, Stage, Tensor};
 
 use super::names::file_stem;
 use super::source::bundles_below;
+use crate::gguf;
 use crate::lineup::{self, Member};
 use crate::live::{Ask, Live, LiveError};
 use crate::provision::ProvisionOptions;
+use crate::provision::disk::human_bytes;
 use crate::supervise::FailureKind;
 
-/// Write tensors as loose .npy files, named as checkpoints.
+/// Write tensors as loose .npy files, named as checkpoints, or a model as GGUF.
 ///
-/// From a saved run (`run --out DIR`, then `export --from DIR`), or by running a prompt now. Files
-/// are DIR/CASE/checkpoint_NN_NAME[_lLL][_sSS]_IMPL.npy; without _l it is layer 0, without _s the
-/// prefill. `llorch-diff compare DIR` reads them back.
+/// --npy: from a saved run (`run --out DIR`, then `export --from DIR`), or by running a prompt now.
+/// Files are DIR/CASE/checkpoint_NN_NAME[_lLL][_sSS]_IMPL.npy; without _l it is layer 0, without _s
+/// the prefill. `llorch-diff compare DIR` reads them back.
+///
+/// --gguf: the weights and the vocabulary as one file for llama.cpp, all of it in F32; nothing is run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The folder to write to; it must be new or empty
-    #[arg(long, value_name = "DIR", required = true)]
-    pub npy: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    pub npy: Option<PathBuf>,
+    /// The GGUF file to write; one that is there is replaced
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["npy", "from", "prompt", "ids", "new_tokens", "references", "subject", "points"])]
+    pub gguf: Option<PathBuf>,
     /// Export a saved run, or one bundle, instead of running anything
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "prompt", "ids", "new_tokens", "references", "subject"])]
     pub from: Option<PathBuf>,
@@ -73,9 +80,9 @@ impl Stop {
 
 /// Exit code: 0 once written, 2 usage, 3 where nothing could run.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    match export(args) {
-        Ok(files) => {
-            Progress::new(false).say(&format!("wrote {files} files below {}", args.npy.display()));
+    match write_asked(args) {
+        Ok(told) => {
+            Progress::new(false).say(&told);
             Ok(0)
         }
         Err(Stop { code, message }) => {
@@ -85,8 +92,47 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     }
 }
 
-fn export(args: &Args) -> Result<usize, Stop> {
-    let mut out = Folder::new(&args.npy, &args.points)?;
+fn write_asked(args: &Args) -> Result<String, Stop> {
+    match (&args.gguf, &args.npy) {
+        (Some(file), _) => write_gguf(args, file),
+        (None, Some(dir)) => {
+            Ok(format!("wrote {} files below {}", write_npys(args, dir)?, dir.display()))
+        }
+        (None, None) => Err(Stop::usage("nothing to export to; expected --npy DIR or --gguf FILE")),
+    }
+}
+
+fn write_gguf(args: &Args, file: &Path) -> Result<String, Stop> {
+    let model = resolve(args)?;
+    // A folder goes by its own name: its path means nothing elsewhere.
+    let name = match model.dir.file_name() {
+        Some(name) if llorch_models::may_be_a_folder(&args.model) && args.model.contains('/') => {
+            name.to_string_lossy().into_owned()
+        }
+        _ => args.model.clone(),
+    };
+    let written = gguf::write(&model.dir, &name, file)
+        .map_err(|e| Stop { code: e.exit_code(), message: e.to_string() })?;
+    let vocabulary = match written.tokens {
+        Some(tokens) => format!("{tokens} tokens"),
+        None => "no vocabulary: the model has no tokenizer files".into(),
+    };
+    Ok(format!(
+        "wrote {}: {} tensors in F32, {vocabulary}, {}",
+        file.display(),
+        written.tensors,
+        human_bytes(written.bytes)
+    ))
+}
+
+fn resolve(args: &Args) -> Result<llorch_models::ResolvedModel, Stop> {
+    let options = llorch_models::ResolveOptions { offline: args.offline, ..Default::default() };
+    llorch_models::resolve(&args.model, &options)
+        .map_err(|e| Stop { code: e.exit_code(), message: e.to_string() })
+}
+
+fn write_npys(args: &Args, dir: &Path) -> Result<usize, Stop> {
+    let mut out = Folder::new(dir, &args.points)?;
     match &args.from {
         Some(dir) => {
             for bundle in bundles(dir)? {
@@ -126,9 +172,7 @@ fn bundles(dir: &Path) -> Result<Vec<Bundle>, Stop> {
 }
 
 fn run_now(args: &Args, out: &mut Folder) -> Result<(), Stop> {
-    let resolve = llorch_models::ResolveOptions { offline: args.offline, ..Default::default() };
-    let model = llorch_models::resolve(&args.model, &resolve)
-        .map_err(|e| Stop { code: e.exit_code(), message: e.to_string() })?;
+    let model = resolve(args)?;
     let mut members = vec![lineup::subject(args.subject.as_deref()).map_err(Stop::usage)?];
     if !args.references.is_empty() {
         members.extend(lineup::references(&args.references).map_err(Stop::usage)?);

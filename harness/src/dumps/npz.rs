@@ -1,22 +1,18 @@
 //! Bounded reading of `.npz`, NumPy's zip of `.npy` files.
 //!
 //! A zip entry can claim any size, and its `.npy` header another. Nothing is allocated by a claim:
-//! an entry may not inflate beyond what deflate can do or beyond [`ENTRY_CAP`], its header must
+//! an entry may not inflate beyond what deflate can do or beyond [`zipped::ENTRY_CAP`], its header must
 //! agree with its size, and bytes are counted as they come.
 
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read};
+use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
 
 use llorch_trace::files::{inspect_npy_from, read_npy_from};
 use llorch_trace::{Dtype, Tensor};
 use zip::ZipArchive;
 
-/// The logits of 1024 positions over GPT-2's vocabulary are 412 MB in float64.
-const ENTRY_CAP: u64 = 4 << 30;
-
-/// Deflate shrinks by at most 1032 to 1 (<https://zlib.net/zlib_tech.html>); stored entries not at all.
-const INFLATION: u64 = 1040;
+use super::zipped;
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to read {}: {what}", path.display())]
@@ -38,7 +34,8 @@ pub fn list(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)>, NpzError> {
         let Some(stem) = name.strip_suffix(".npy") else {
             return Err(refuse(path, format!("entry {name:?} is no .npy")));
         };
-        let size = plausible(path, &name, entry.size(), entry.compressed_size())?;
+        let size = zipped::plausible(&name, entry.size(), entry.compressed_size())
+            .map_err(|what| refuse(path, what))?;
         let (dtype, shape) =
             inspect_npy_from(entry, size, &inside(path, &name)).map_err(|e| within(path, e))?;
         rows.push((stem.to_string(), dtype, shape));
@@ -51,35 +48,14 @@ pub fn read(path: &Path, name: &str) -> Result<Tensor, NpzError> {
     let mut archive = open(path)?;
     let name = format!("{name}.npy");
     let entry = archive.by_name(&name).map_err(|e| refuse(path, format!("{name}: {e}")))?;
-    let size = plausible(path, &name, entry.size(), entry.compressed_size())?;
-    let mut bytes = Vec::new();
-    // One byte more than claimed is enough to know that the claim is false.
-    entry
-        .take(size + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| refuse(path, format!("{name}: {e}")))?;
-    if bytes.len() as u64 != size {
-        let what = format!("{name} claims {size} bytes and holds {} or more", bytes.len());
-        return Err(refuse(path, what));
-    }
+    let bytes =
+        zipped::whole(entry, &name, zipped::ENTRY_CAP).map_err(|what| refuse(path, what))?;
+    let size = bytes.len() as u64;
     read_npy_from(Cursor::new(bytes), size, &inside(path, &name)).map_err(|e| within(path, e))
 }
 
 fn open(path: &Path) -> Result<ZipArchive<BufReader<File>>, NpzError> {
-    let file = File::open(path).map_err(|e| refuse(path, e))?;
-    ZipArchive::new(BufReader::new(file)).map_err(|e| refuse(path, format!("not a .npz: {e}")))
-}
-
-/// The claimed size, if it can be true.
-fn plausible(path: &Path, name: &str, size: u64, compressed: u64) -> Result<u64, NpzError> {
-    if size > ENTRY_CAP || size > compressed.saturating_mul(INFLATION) {
-        let what = format!(
-            "{name} claims to inflate from {compressed} bytes to {size}; at most {} are believed",
-            ENTRY_CAP.min(compressed.saturating_mul(INFLATION))
-        );
-        return Err(refuse(path, what));
-    }
-    Ok(size)
+    zipped::open(path).map_err(|what| refuse(path, format!("not a .npz: {what}")))
 }
 
 fn inside(path: &Path, name: &str) -> PathBuf {

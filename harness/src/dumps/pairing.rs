@@ -7,8 +7,9 @@ use llorch_models::progress::Progress;
 use llorch_trace::{Point, Stage};
 
 use super::diagnose::{Labelled, counts, explain};
+use super::partial;
+use super::raw::SourceError;
 use super::side::{Key, Side};
-use super::source::SourceError;
 use crate::compare::{Comparison, Numbers, Tolerance, compare, excerpt};
 use crate::judge::point_tolerance;
 use crate::result::{Row, RowKind, Unchecked, UncheckedKind, Verdict};
@@ -42,17 +43,22 @@ pub fn pair(
     outcome: &mut Outcome,
 ) -> Result<(), SourceError> {
     let keys: BTreeSet<&Key> = a.points.keys().chain(b.points.keys()).collect();
-    let mut only: BTreeMap<(&str, Stage), BTreeSet<&Key>> = BTreeMap::new();
+    let mut only: BTreeMap<(&str, Stage, bool), BTreeSet<&Key>> = BTreeMap::new();
     let mut explained = 0;
     let bar =
         Progress::new(false).steps(&format!("{} and {}", a.name, b.name), "tensor", keys.len());
     for (n, key) in keys.into_iter().enumerate() {
         bar.set(n as u64);
-        let (x, y) = match (a.tensor(key), b.tensor(key)) {
-            (Some(x), Some(y)) => (Numbers::of(&x?), Numbers::of(&y?)),
+        let (x, y) = match (a.points.get(key), b.points.get(key)) {
+            (Some(x), Some(y)) if x.is_partial() || y.is_partial() => {
+                outcome.rows.push(partial::row(key, (a, b), (x, y), options)?);
+                continue;
+            }
+            (Some(x), Some(y)) => (Numbers::of(&x.load()?), Numbers::of(&y.load()?)),
             (x, _) => {
-                let holder = if x.is_some() { &a.name } else { &b.name };
-                only.entry((holder, key.point.stage)).or_default().insert(key);
+                let (holder, other) = if x.is_some() { (&a.name, b) } else { (&b.name, a) };
+                let misshapen = other.is_misshapen(key);
+                only.entry((holder, key.point.stage, misshapen)).or_default().insert(key);
                 continue;
             }
         };
@@ -66,12 +72,16 @@ pub fn pair(
         }
         outcome.rows.push(row);
     }
-    for ((holder, _), keys) in only {
+    for ((holder, _, misshapen), keys) in only {
         let lacking = if holder == a.name { &b.name } else { &a.name };
+        let there = match misshapen {
+            true => "has it in a shape that can't be compared (see above)",
+            false => "has no such tensor",
+        };
         outcome.unchecked.push(Unchecked {
             what: fold(&keys),
-            kind: UncheckedKind::Unsupported,
-            reason: format!("only in {holder}; {lacking} has no such tensor"),
+            kind: if misshapen { UncheckedKind::Missing } else { UncheckedKind::Unsupported },
+            reason: format!("only in {holder}; {lacking} {there}"),
         });
     }
     Ok(())

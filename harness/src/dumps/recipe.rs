@@ -43,6 +43,16 @@ pub enum Recipe {
     AddTokens,
     /// `[1,1]` → `[]`.
     ToScalar,
+    /// ggml's four axes as they are printed, of which the slowest ones are 1.
+    FromPrinted {
+        axes: usize,
+    },
+    /// `[1,E]` → the last row of `[T,E]`: llama.cpp drops the others in its last layer.
+    LastRow {
+        tokens: usize,
+    },
+    /// Nothing moves: which of two things of one name it is.
+    AfterGain,
 }
 
 impl std::fmt::Display for Recipe {
@@ -60,6 +70,17 @@ impl std::fmt::Display for Recipe {
             Recipe::CropKeys { keys } => write!(f, "drop the padding after key {keys}"),
             Recipe::AddTokens => f.write_str("[E] → [1,E]"),
             Recipe::ToScalar => f.write_str("[1,1] → []"),
+            Recipe::FromPrinted { .. } => f.write_str("read the shape backwards (ggml's order)"),
+            Recipe::LastRow { tokens } => {
+                write!(
+                    f,
+                    "the last token's row alone, row {} of {tokens}",
+                    tokens.saturating_sub(1)
+                )
+            }
+            Recipe::AfterGain => f.write_str(
+                "after gain and bias, as TransformerLens before 4 takes it (there is no hook_out)",
+            ),
         }
     }
 }
@@ -91,6 +112,12 @@ impl Recipe {
             (Recipe::CropKeys { keys }, [h, t, s]) if keys < *s => Some(vec![*h, *t, keys]),
             (Recipe::AddTokens, [e]) => Some(vec![1, *e]),
             (Recipe::ToScalar, [1, 1]) => Some(vec![]),
+            (Recipe::FromPrinted { axes }, [_, _, _, _]) if axes <= 4 => {
+                let (kept, slow) = shape.split_at(axes);
+                slow.iter().all(|n| *n == 1).then(|| kept.iter().rev().copied().collect())
+            }
+            (Recipe::LastRow { tokens }, [1, e]) if tokens > 1 => Some(vec![tokens, *e]),
+            (Recipe::AfterGain, _) => Some(shape.to_vec()),
             _ => None,
         }
     }
@@ -117,11 +144,36 @@ impl Recipe {
         }
     }
 
+    /// Which element of the new tensor element `i` of the old one becomes; the inverse of
+    /// [`Recipe::gather`] where that has one.
+    fn scatter(&self, old: &[usize], new: &[usize], i: usize) -> Option<usize> {
+        match (*self, old, new) {
+            (Recipe::Third { which }, [.., n], _) => {
+                let part = n / 3;
+                (i % n / part == which).then(|| i / n * part + i % part)
+            }
+            (Recipe::SplitHeads { .. } | Recipe::HeadsFirst, _, [heads, tokens, d]) => {
+                let (t, h) = (i / d / heads, i / d % heads);
+                Some((h * tokens + t) * d + i % d)
+            }
+            (Recipe::MergeHeads, [heads, tokens, d], _) => {
+                let (h, t) = (i / d / tokens, i / d % tokens);
+                Some((t * heads + h) * d + i % d)
+            }
+            (Recipe::CropKeys { keys }, [.., s], _) => (i % s < keys).then(|| i / s * keys + i % s),
+            (Recipe::LastRow { tokens }, [_, e], _) => Some((tokens - 1) * e + i),
+            _ => Some(i),
+        }
+    }
+
     fn apply(&self, tensor: Tensor) -> Option<Tensor> {
         fn pick<T: Copy>(old: &[T], n: usize, at: impl Fn(usize) -> usize) -> Option<Vec<T>> {
             (0..n).map(|i| old.get(at(i)).copied()).collect()
         }
         let shape = self.shape(&tensor.shape)?;
+        if matches!(self, Recipe::LastRow { .. }) {
+            return None; // the other rows aren't there
+        }
         let n = shape.iter().product();
         let at = |i| self.gather(&tensor.shape, &shape, i);
         let data = match &tensor.data {
@@ -138,6 +190,18 @@ impl Recipe {
 /// `None` where a recipe does not fit, which a planned one always does.
 pub fn apply(recipes: &[Recipe], tensor: Tensor) -> Option<Tensor> {
     recipes.iter().try_fold(tensor, |tensor, recipe| recipe.apply(tensor))
+}
+
+/// Where element `i` of a tensor of that shape goes; `None` where it is dropped.
+pub fn place_after(recipes: &[Recipe], shape: &[usize], i: usize) -> Option<usize> {
+    let mut old = shape.to_vec();
+    let mut at = i;
+    for recipe in recipes {
+        let new = recipe.shape(&old)?;
+        at = recipe.scatter(&old, &new, at)?;
+        old = new;
+    }
+    Some(at)
 }
 
 pub fn shape_after(recipes: &[Recipe], shape: &[usize]) -> Option<Vec<usize>> {
@@ -169,6 +233,17 @@ pub fn is_width_stage(stage: Stage) -> bool {
     matches!(stage, Embeddings | Ln1 | Context | AttnOut | ResidMid | Ln2 | MlpOut | Block | LnF)
 }
 
+/// How a source writes shapes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    #[default]
+    Rows,
+    /// ggml's order or NumPy's.
+    Either,
+    /// ggml's, always four axes.
+    Printed,
+}
+
 /// The recipes that make the shape that of the point; of several, those with the fewest steps.
 /// The error is a sentence.
 pub fn plan(
@@ -176,11 +251,11 @@ pub fn plan(
     shape: &[usize],
     layout: Layout,
     third: Option<usize>,
-    ggml: bool,
+    order: Order,
     sizes: Sizes,
 ) -> Result<Vec<Recipe>, String> {
     let mut found: Vec<Vec<Recipe>> = Vec::new();
-    for recipes in candidates(point.stage, layout, third, ggml, sizes) {
+    for recipes in candidates(point.stage, layout, third, order, sizes) {
         let Some(after) = shape_after(&recipes, shape) else { continue };
         if fits(point, &after, sizes) {
             found.push(recipes);
@@ -210,16 +285,20 @@ fn candidates(
     stage: Stage,
     layout: Layout,
     third: Option<usize>,
-    ggml: bool,
+    order: Order,
     sizes: Sizes,
 ) -> Vec<Vec<Recipe>> {
     use Recipe::*;
-    let mut fronts = vec![vec![], vec![DropBatch]];
-    if ggml {
-        fronts.extend([vec![FromGgmlOrder], vec![FromGgmlOrder, DropBatch]]);
-    }
+    let fronts = match order {
+        Order::Rows => vec![vec![], vec![DropBatch]],
+        Order::Either => {
+            vec![vec![], vec![DropBatch], vec![FromGgmlOrder], vec![FromGgmlOrder, DropBatch]]
+        }
+        Order::Printed => vec![vec![FromPrinted { axes: axes(stage, layout) }]],
+    };
     let split = sizes.heads.map(|heads| vec![SplitHeads { heads }]);
     let ends: Vec<Vec<Recipe>> = match (stage, layout, third) {
+        (_, Layout::Norm, _) => vec![vec![AfterGain]],
         (_, Layout::Merged, Some(which)) => {
             let then = |r: Recipe| vec![Third { which }, r];
             sizes.heads.map(|heads| then(SplitHeads { heads })).into_iter().collect()
@@ -240,12 +319,29 @@ fn candidates(
         (Stage::Tokens | Stage::Generated | Stage::LogitsLast | Stage::NextProbs, ..) => {
             vec![vec![]]
         }
+        // llama.cpp keeps of the last layer what the next token needs.
+        _ if order == Order::Printed && stage != Stage::LogitsLast => {
+            let last = sizes.tokens.map(|tokens| vec![LastRow { tokens }]);
+            [vec![]].into_iter().chain(last).collect()
+        }
         // One token may be written without its axis, but only where one token is expected.
         _ if sizes.tokens == Some(1) => vec![vec![], vec![AddTokens]],
         _ => vec![vec![]],
     };
     let join = |front: &Vec<Recipe>, end: &Vec<Recipe>| [front.as_slice(), end].concat();
     fronts.iter().flat_map(|f| ends.iter().map(move |e| join(f, e))).collect()
+}
+
+/// Axes of a native tensor without a batch.
+pub fn axes(stage: Stage, layout: Layout) -> usize {
+    match stage {
+        Stage::Tokens | Stage::LogitsLast | Stage::NextProbs => 1,
+        Stage::Q | Stage::K | Stage::V if layout == Layout::Merged => 2,
+        Stage::Q | Stage::K | Stage::V | Stage::CacheK | Stage::CacheV => 3,
+        Stage::Scores | Stage::Probs => 3,
+        Stage::Context if layout == Layout::TokensHeads => 3,
+        _ => 2,
+    }
 }
 
 /// The shape of a point with letters where sizes aren't known, for messages.
@@ -284,7 +380,7 @@ mod tests {
         sizes: Sizes,
     ) -> Result<Vec<Recipe>, String> {
         let third = (layout == Layout::Merged).then_some(1);
-        plan(point.parse().unwrap(), shape, layout, third, false, sizes)
+        plan(point.parse().unwrap(), shape, layout, third, Order::Rows, sizes)
     }
 
     #[test]
@@ -330,7 +426,8 @@ mod tests {
     #[test]
     fn ggml_shapes_are_read_backwards() {
         let point: Point = "h.0.attn.q".parse().unwrap();
-        let recipes = plan(point, &[3, 2, 4, 1], Layout::TokensHeads, None, true, SIZES).unwrap();
+        let recipes =
+            plan(point, &[3, 2, 4, 1], Layout::TokensHeads, None, Order::Either, SIZES).unwrap();
         assert_eq!(recipes, [Recipe::FromGgmlOrder, Recipe::HeadsFirst]);
     }
 

@@ -1,12 +1,14 @@
 //! A comparison as text: a table, or Markdown.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint};
 use llorch_trace::Stage;
 
 use super::compare::{Compared, SourceRecord};
+use crate::report::numbers::figure;
+use crate::report::table::plain_table;
 use crate::result::{Row, Verdict};
 use crate::text::pattern;
 
@@ -52,6 +54,7 @@ pub fn text(compared: &Compared, all: bool, markdown: bool) -> String {
         out.push('\n');
     }
     out += &failures(compared);
+    out += &partial(compared);
     for source in &compared.sources {
         out += &notes(source, markdown);
     }
@@ -77,7 +80,13 @@ fn summary(compared: &Compared) -> String {
             first.b
         ),
         (None, 0) => "nothing was compared".to_string(),
-        (None, n) => format!("{n} comparisons"),
+        (None, n) => match rows.iter().filter(|r| r.verdict == Verdict::Unchecked).count() {
+            0 => format!("{n} comparisons"),
+            partial => format!(
+                "{n} comparisons, {partial} of them partial: they agree where elements are printed, and \
+                 the other elements are UNCHECKED"
+            ),
+        },
     };
     if !nothing.is_empty() && !rows.is_empty() {
         let _ = write!(text, "; nothing of {} could be compared", nothing.join(", "));
@@ -159,14 +168,7 @@ fn severity(row: &Row) -> (Verdict, f64) {
 }
 
 fn table(compared: &Compared, all: bool, markdown: bool) -> String {
-    let mut table = Table::new();
-    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
-    if !markdown {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        if !std::io::stdout().is_terminal() {
-            table.set_width(120);
-        }
-    }
+    let mut table = plain_table(markdown, 120);
     let place = if all { "step, case" } else { "worst at" };
     let one_case = compared.rows.iter().all(|row| row.case == compared.rows[0].case);
     table.set_header([
@@ -224,15 +226,14 @@ fn table(compared: &Compared, all: bool, markdown: bool) -> String {
     format!("{}\n", table.trim_fmt())
 }
 
-fn figure(x: f64) -> String {
-    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
-}
-
 fn tolerance(row: &Row) -> String {
     match row.tolerance {
         0.0 => "exact".into(),
         t if row.point.stage == Stage::NextProbs => figure(t),
-        t => format!("{t:e}"),
+        t => match format!("{t:e}") {
+            long if long.len() > 6 => figure(t),
+            short => short,
+        },
     }
 }
 
@@ -284,6 +285,27 @@ fn failures(compared: &Compared) -> String {
     out
 }
 
+/// What the UNCHECKED rows of each pair amount to.
+fn partial(compared: &Compared) -> String {
+    let mut pairs: Vec<(&str, &str, usize, usize)> = Vec::new();
+    for row in compared.rows.iter().filter(|row| row.verdict == Verdict::Unchecked) {
+        let elements = row.metrics.as_ref().map_or(0, |m| m.total);
+        match pairs.iter_mut().find(|(a, b, ..)| (*a, *b) == (&row.a, &row.b)) {
+            Some((_, _, rows, n)) => (*rows, *n) = (*rows + 1, *n + elements),
+            None => pairs.push((&row.a, &row.b, 1, elements)),
+        }
+    }
+    let mut out = String::new();
+    for (a, b, rows, n) in pairs {
+        let _ = writeln!(
+            out,
+            "UNCHECKED {a}–{b}: {rows} rows are partial: they agree at the {n} elements that are printed, \
+             within the tolerance and what printing rounds"
+        );
+    }
+    out
+}
+
 fn notes(source: &SourceRecord, markdown: bool) -> String {
     let mut out = String::new();
     let bullet = if markdown { "- " } else { "  " };
@@ -294,7 +316,7 @@ fn notes(source: &SourceRecord, markdown: bool) -> String {
         }
     }
     if !source.unmapped.is_empty() {
-        let _ = writeln!(out, "\n{}: tensors that are none of our points", source.name);
+        let _ = writeln!(out, "\n{}: tensors without a place among our points", source.name);
         for (reason, names) in &source.unmapped {
             let more = names.len().saturating_sub(LISTED);
             let mut list = names[..names.len() - more].join(", ");

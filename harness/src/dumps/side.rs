@@ -7,9 +7,10 @@ use llorch_trace::{Dims, Point, Stage, Tensor};
 
 use super::alias::{Layout, Meaning, meaning};
 use super::names::parse_stem;
-use super::recipe::{self, Recipe, Sizes};
+use super::raw::{Raw, RawTensor, SourceError};
+use super::recipe::{self, Order, Recipe, Sizes};
 use super::sizes::Known;
-use super::source::{Raw, RawTensor, SourceError, means_nothing};
+use super::source::means_nothing;
 
 /// Where a tensor belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +27,7 @@ pub struct Located {
     pub recipes: Vec<Recipe>,
 }
 
-/// A tensor of the source that is none of our points, and why.
+/// A tensor of the source that has no place, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmapped {
     pub case: String,
@@ -48,6 +49,9 @@ pub struct Side {
     pub form: &'static str,
     pub points: BTreeMap<Key, Located>,
     pub unmapped: Vec<Unmapped>,
+    /// Points that are there by name, in a shape that no recipe makes ours: why is among `unmapped`. They
+    /// can't be compared, and what can't be is no PASS.
+    pub misshapen: Vec<Key>,
     pub ambiguous: Vec<Ambiguous>,
     /// Further names of a point whose content is the same, which are left aside.
     pub repeated: Vec<String>,
@@ -61,6 +65,32 @@ impl Located {
             true => tensor,
             false => recipe::apply(&self.recipes, tensor.clone()).unwrap_or(tensor),
         })
+    }
+
+    /// The elements that are there by their place in our layout, where not all are.
+    pub fn cells(&self) -> Option<Vec<(usize, f64)>> {
+        let cells = self.raw.cells()?;
+        let place = |i| recipe::place_after(&self.recipes, &self.raw.shape, i);
+        Some(cells.values.iter().filter_map(|(i, x)| Some((place(*i)?, *x))).collect())
+    }
+
+    /// Whether two tensors of one point have the same content, where both show it.
+    fn agrees(&self, other: &Located) -> Result<bool, SourceError> {
+        let (Some(mine), Some(theirs)) = (self.cells(), other.cells()) else {
+            return Ok(self.load()? == other.load()?);
+        };
+        let mine: BTreeMap<usize, f64> = mine.into_iter().collect();
+        Ok(self.shape() == other.shape()
+            && theirs.iter().all(|(at, x)| mine.get(at).is_none_or(|y| x == y)))
+    }
+
+    pub fn is_partial(&self) -> bool {
+        self.raw.cells().is_some()
+    }
+
+    /// What printing may have taken from an element.
+    pub fn rounding(&self) -> f64 {
+        self.raw.cells().map_or(0.0, |cells| cells.rounding)
     }
 
     /// The shape that [`Located::load`] gives.
@@ -77,7 +107,7 @@ pub struct Named {
     pub raw: RawTensor,
     pub layout: Layout,
     pub third: Option<usize>,
-    pub ggml: bool,
+    pub order: Order,
     /// From a bundle, whose shapes are ours by contract.
     pub canonical: bool,
 }
@@ -96,11 +126,14 @@ pub struct Understood {
 impl Understood {
     pub fn of(mut raw: Raw) -> Understood {
         let tensors = std::mem::take(&mut raw.tensors);
+        let unusable = std::mem::take(&mut raw.unusable).into_iter();
+        let unusable =
+            unusable.map(|(name, reason)| Unmapped { case: String::new(), name, reason });
         let mut this = Understood {
             raw,
             named: Vec::new(),
             states: Vec::new(),
-            unmapped: Vec::new(),
+            unmapped: unusable.collect(),
             ambiguous: Vec::new(),
         };
         for tensor in tensors {
@@ -111,8 +144,8 @@ impl Understood {
 
     fn take(&mut self, mut raw: RawTensor) {
         let mut name = raw.name.clone();
-        let mut step = raw.bundle_step();
-        let canonical = step.is_some();
+        let mut step = raw.own_step();
+        let canonical = raw.is_canonical();
         // The tensor file of a bundle, given by itself, has keys `case/step/point`.
         if let [case, number, point] = name.split('/').collect::<Vec<_>>()[..]
             && let Ok(number) = number.parse::<usize>()
@@ -120,9 +153,15 @@ impl Understood {
             (raw.case, step) = (case.to_string(), Some(number));
             name = point.to_string();
         }
+        let order = |ggml: bool| match (raw.cells(), ggml) {
+            (Some(_), _) => Order::Printed,
+            (None, true) => Order::Either,
+            (None, false) => Order::Rows,
+        };
         let mut named = |point, step, layout, third, ggml| {
             let key = Key { case: raw.case.clone(), step, point };
-            self.named.push(Named { key, raw: raw.clone(), layout, third, ggml, canonical });
+            let (order, raw) = (order(ggml), raw.clone());
+            self.named.push(Named { key, raw, layout, third, order, canonical });
         };
         let refused = match parse_stem(&name) {
             _ if name.contains("#rows=") => {
@@ -139,6 +178,16 @@ impl Understood {
                     return;
                 }
                 Meaning::State { index } => return self.states.push((raw, index)),
+                Meaning::Norm { point, reason } => match is_standardized(&raw) {
+                    Ok(false) => return named(point, step.unwrap_or(0), Layout::Norm, None, false),
+                    Ok(true) => reason,
+                    Err(why) => why,
+                },
+                Meaning::Unknown if raw.is_named_by_its_file() => {
+                    "what the file holds has no name, and it is called like the file; call that \
+                     hidden_states.pt or attentions.pt, or save a dict"
+                        .into()
+                }
                 Meaning::NotOurs { .. } | Meaning::Unknown => {
                     means_nothing(&name).unwrap_or_default()
                 }
@@ -194,7 +243,8 @@ impl Understood {
             };
             let key = Key { case: raw.case.clone(), step: 0, point };
             let layout = Layout::Ours;
-            let named = Named { key, raw, layout, third: None, ggml: false, canonical: false };
+            let named =
+                Named { key, raw, layout, third: None, order: Order::Rows, canonical: false };
             self.named.push(named);
         }
     }
@@ -202,11 +252,12 @@ impl Understood {
     /// Finds the recipes, now that as much as can be is known of the sizes.
     pub fn resolve(self, known: &Known) -> Result<Side, SourceError> {
         let Understood { raw, named, mut unmapped, mut ambiguous, .. } = self;
+        let mut misshapen = Vec::new();
         let mut found: BTreeMap<Key, Vec<Located>> = BTreeMap::new();
         for n in named {
             let sizes = if n.canonical { Sizes::default() } else { known.sizes(&n.key) };
             let point = n.key.point;
-            match recipe::plan(point, &n.raw.shape, n.layout, n.third, n.ggml, sizes) {
+            match recipe::plan(point, &n.raw.shape, n.layout, n.third, n.order, sizes) {
                 Ok(recipes) => {
                     found.entry(n.key).or_default().push(Located { raw: n.raw, recipes });
                 }
@@ -215,6 +266,7 @@ impl Understood {
                 }
                 Err(why) => {
                     let reason = format!("{point}: {why}");
+                    misshapen.push(n.key);
                     let (case, name) = (n.raw.case, n.raw.name);
                     let row = Unmapped { case, name, reason };
                     // A merged tensor fails three times for one reason.
@@ -230,6 +282,7 @@ impl Understood {
             form: raw.form,
             points: BTreeMap::new(),
             unmapped,
+            misshapen,
             ambiguous,
             repeated: Vec::new(),
         };
@@ -240,20 +293,41 @@ impl Understood {
     }
 }
 
+/// Whether all rows have mean 0 and variance 1, as before a layer norm's gain and bias. The error is
+/// a sentence.
+fn is_standardized(raw: &RawTensor) -> Result<bool, String> {
+    let width = raw.shape.last().copied().unwrap_or(0).max(1);
+    let tensor = raw.load().map_err(|e| e.to_string())?;
+    // A mean of rounding errors; gain and bias leave one of a thousand times that.
+    let rounding = tensor.dtype().unit_roundoff().clamp(1e-6, 1e-3);
+    Ok(tensor.to_f64().chunks(width).all(|row| {
+        let n = row.len() as f64;
+        let mean = row.iter().sum::<f64>() / n;
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+        // σ²/(σ² + ε) is below 1 where a row's own variance is not far above ε.
+        mean.abs() <= 4.0 * rounding && (0.5..1.0 + 8.0 * rounding).contains(&variance)
+    }))
+}
+
 impl Side {
     /// Several names for one point are harmless if their contents are the same.
     fn settle(&mut self, key: Key, places: Vec<Located>) -> Result<(), SourceError> {
+        let mut places = places;
+        // Of what is printed, the one that shows the most.
+        places
+            .sort_by_key(|located| std::cmp::Reverse(located.raw.cells().map(|c| c.values.len())));
         let mut places = places.into_iter();
         let Some(first) = places.next() else { return Ok(()) };
         let rest: Vec<Located> = places.collect();
         if !rest.is_empty() {
-            let content = first.load()?;
             let mut differ = vec![first.raw.name.clone()];
             for other in &rest {
-                if other.load()? == content {
-                    self.repeated.push(format!("{} is {} again", other.raw.name, first.raw.name));
-                } else {
-                    differ.push(other.raw.name.clone());
+                match first.agrees(other)? {
+                    true => {
+                        self.repeated
+                            .push(format!("{} is {} again", other.raw.name, first.raw.name));
+                    }
+                    false => differ.push(other.raw.name.clone()),
                 }
             }
             if differ.len() > 1 {
@@ -273,8 +347,14 @@ impl Side {
         cases
     }
 
+    /// What is there by the name of a place, and in another shape than any that is known.
+    pub fn is_misshapen(&self, key: &Key) -> bool {
+        self.misshapen.iter().any(|m| (m.point, m.step) == (key.point, key.step))
+    }
+
+    /// A tensor of which all elements are there.
     pub fn tensor(&self, key: &Key) -> Option<Result<Tensor, SourceError>> {
-        self.points.get(key).map(Located::load)
+        self.points.get(key).filter(|located| !located.is_partial()).map(Located::load)
     }
 }
 

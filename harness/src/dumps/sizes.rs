@@ -1,11 +1,12 @@
 //! The sizes of the model behind a dump: said by the user or a bundle, else read off the shapes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use llorch_trace::{Dims, Stage};
 
 use super::alias::Layout;
-use super::recipe::{Sizes, is_width_stage};
+use super::recipe::{Order, Recipe, Sizes, axes, is_width_stage};
 use super::side::{Key, Named, Understood};
 
 /// What is known of one side.
@@ -86,7 +87,7 @@ impl Known {
         for n in named {
             let Some(shape) = readable(n) else { continue };
             let place = (n.key.case.clone(), n.key.step);
-            match (n.key.point.stage, shape) {
+            match (n.key.point.stage, &*shape) {
                 (Stage::Context, [_, _, _]) => {}
                 (stage, [t, e]) if is_width_stage(stage) => {
                     width.add(*e);
@@ -104,7 +105,7 @@ impl Known {
                 // in the prefill S is T, which is used instead.
                 (Stage::Scores | Stage::Probs, [_, t, s]) => {
                     tokens.entry(place.clone()).or_default().add(*t);
-                    if n.key.step > 0 && !n.ggml {
+                    if n.key.step > 0 {
                         keys.entry(place).or_default().add(*s);
                     }
                 }
@@ -125,7 +126,8 @@ impl Known {
     fn read_heads(&mut self, named: &[Named]) {
         let mut votes = Votes::default();
         for n in named {
-            let Some([a, b, d]) = readable(n) else { continue };
+            let Some(shape) = readable(n) else { continue };
+            let [a, b, d] = &*shape else { continue };
             let tokens = self.sizes(&n.key).tokens;
             match (n.key.point.stage, n.layout) {
                 (Stage::Scores | Stage::Probs, _) => votes.add(*a),
@@ -147,24 +149,21 @@ impl Known {
 }
 
 /// The shape without a batch axis, where the order of the axes is sure.
-fn readable(n: &Named) -> Option<&[usize]> {
-    if n.ggml {
-        return None;
-    }
-    let rank = match n.key.point.stage {
-        Stage::Tokens | Stage::LogitsLast | Stage::NextProbs => 1,
-        Stage::Q if n.layout == Layout::Merged => 2,
-        Stage::Q | Stage::K | Stage::V | Stage::CacheK | Stage::CacheV => 3,
-        Stage::Scores | Stage::Probs => 3,
-        Stage::Context if n.layout == Layout::TokensHeads => 3,
-        _ => 2,
-    };
-    match n.raw.shape.as_slice() {
-        shape if shape.len() == rank => {
-            // [1,T,E] under a name of three axes has its heads merged.
-            (rank != 3 || shape[0] != 1 || n.canonical).then_some(shape)
+fn readable(n: &Named) -> Option<Cow<'_, [usize]>> {
+    let (stage, rank) = (n.key.point.stage, axes(n.key.point.stage, n.layout));
+    match (n.order, n.raw.shape.as_slice()) {
+        (Order::Either, _) => None,
+        // Of the last layer llama.cpp may keep one row, and probabilities are padded.
+        (Order::Printed, shape) => {
+            let sure = matches!(stage, Stage::Embeddings | Stage::Ln1 | Stage::Q);
+            let shape = (Recipe::FromPrinted { axes: rank }).shape(shape).filter(|_| sure)?;
+            Some(Cow::Owned(shape))
         }
-        [1, shape @ ..] if shape.len() == rank => Some(shape),
+        (_, shape) if shape.len() == rank => {
+            // [1,T,E] under a name of three axes has its heads merged.
+            (rank != 3 || shape[0] != 1 || n.canonical).then_some(Cow::Borrowed(shape))
+        }
+        (_, [1, shape @ ..]) if shape.len() == rank => Some(Cow::Borrowed(shape)),
         _ => None,
     }
 }

@@ -1,82 +1,20 @@
-//! Where dumps lie: bundles, folders of loose `.npy`, `.npz`, `.safetensors`. Nothing is loaded
-//! here; shapes come from headers.
+//! Where dumps lie: bundles, folders of loose files, single files. Nothing is loaded here; shapes
+//! come from headers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llorch_trace::bundle::{MANIFEST, TENSORS};
-use llorch_trace::files::{SafetensorsFile, inspect_npy, read_npy};
-use llorch_trace::{Bundle, Dims, Dtype, Tensor};
+use llorch_trace::files::inspect_npy;
+use llorch_trace::{Bundle, Dims};
 use serde::Serialize;
 
 use super::alias::{Meaning, meaning};
+use super::file;
 use super::names::parse_stem;
-use super::npz;
+use super::raw::{Place, Raw, RawTensor, Result, SourceError};
 use crate::saved::RESULT;
-
-/// A source that can't be used. The message names it.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    #[error(transparent)]
-    File(#[from] llorch_trace::Error),
-    #[error(transparent)]
-    Npz(#[from] npz::NpzError),
-    #[error("failed to read {}: {what}", path.display())]
-    Refused { path: PathBuf, what: String },
-}
-
-type Result<T> = std::result::Result<T, SourceError>;
-
-/// One implementation's tensors as they were found.
-#[derive(Debug)]
-pub struct Raw {
-    /// The implementation, from a manifest, an `_IMPL` or the file's name.
-    pub name: String,
-    pub path: PathBuf,
-    pub form: &'static str,
-    pub tensors: Vec<RawTensor>,
-    /// Sizes, where the source says them.
-    pub dims: Option<Dims>,
-}
-
-#[derive(Debug, Clone)]
-pub struct RawTensor {
-    /// Empty where the source has no cases.
-    pub case: String,
-    /// As it is called in the source, without `.npy`.
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
-    place: Place,
-}
-
-#[derive(Debug, Clone)]
-enum Place {
-    Npy(PathBuf),
-    Npz(PathBuf),
-    Safetensors(Arc<SafetensorsFile>),
-    Bundle { bundle: Arc<Bundle>, step: usize },
-}
-
-impl RawTensor {
-    pub fn load(&self) -> Result<Tensor> {
-        Ok(match &self.place {
-            Place::Npy(path) => read_npy(path)?,
-            Place::Npz(path) => npz::read(path, &self.name)?,
-            Place::Safetensors(file) => file.get(&self.name)?,
-            Place::Bundle { bundle, step } => bundle.get(&self.case, *step, &self.name)?,
-        })
-    }
-
-    /// The step that a bundle's entry has; a loose name says it itself.
-    pub fn bundle_step(&self) -> Option<usize> {
-        match &self.place {
-            Place::Bundle { step, .. } => Some(*step),
-            _ => None,
-        }
-    }
-}
 
 /// What a path holds.
 #[derive(Debug, Default)]
@@ -101,60 +39,13 @@ impl From<Raw> for Opened {
 
 /// Everything at a path.
 pub fn open(path: &Path) -> Result<Opened> {
-    let refuse = |what: &str| Err(SourceError::Refused { path: path.into(), what: what.into() });
-    if path.is_dir() {
-        return open_folder(path);
-    }
-    match path.extension().and_then(|e| e.to_str()).unwrap_or_default() {
-        _ if !path.exists() => refuse("there is no such file or folder"),
-        "npz" => Ok(Raw { form: "npz", tensors: npz_tensors(path)?, ..Raw::empty(path) }.into()),
-        "safetensors" => {
-            let file = Arc::new(SafetensorsFile::open(path)?);
-            let mut tensors = Vec::new();
-            for (name, dtype, shape) in file.list()? {
-                let place = Place::Safetensors(file.clone());
-                tensors.push(RawTensor { case: String::new(), name, dtype, shape, place });
-            }
-            Ok(Raw { form: "safetensors", tensors, ..Raw::empty(path) }.into())
-        }
-        "npy" => refuse("a single .npy has nothing to go with; give the folder that it is in"),
-        "json" if path.file_name().is_some_and(|n| n == MANIFEST) => {
+    match path.is_dir() {
+        true => open_folder(path),
+        false if path.file_name().is_some_and(|n| n == MANIFEST) => {
             open_folder(path.parent().unwrap_or(Path::new(".")))
         }
-        "pt" | "pth" | "bin" | "pkl" | "pickle" => refuse(&format!(
-            "a pickle can run code when it is read; convert it where torch is installed: python -c \
-             'import torch, safetensors.torch as s; d = torch.load(\"{}\", weights_only=True); \
-             s.save_file({{k: v.contiguous() for k, v in d.items()}}, \"dump.safetensors\")'",
-            path.display()
-        )),
-        _ => refuse("expected a bundle, a folder of .npy files, a .npz or a .safetensors"),
+        false => Ok(file::open(path)?.into()),
     }
-}
-
-impl Raw {
-    fn empty(path: &Path) -> Raw {
-        let name = match path.is_dir() {
-            true => path.file_name(),
-            false => path.file_stem(),
-        };
-        // `.` and `..` have no name of their own.
-        let own = name.map(|n| n.to_string_lossy().into_owned());
-        let real = || Some(path.canonicalize().ok()?.file_name()?.to_string_lossy().into_owned());
-        let name = own.or_else(real).unwrap_or_else(|| "dump".into());
-        Raw { name, path: path.into(), form: "", tensors: Vec::new(), dims: None }
-    }
-}
-
-fn npz_tensors(path: &Path) -> Result<Vec<RawTensor>> {
-    let place = Place::Npz(path.into());
-    let tensor = |(name, dtype, shape)| RawTensor {
-        case: String::new(),
-        name,
-        dtype,
-        shape,
-        place: place.clone(),
-    };
-    Ok(npz::list(path)?.into_iter().map(tensor).collect())
 }
 
 /// A bundle, bundles in subfolders (what a run leaves behind), or loose files, a folder a case.
@@ -180,7 +71,7 @@ fn open_folder(path: &Path) -> Result<Opened> {
     }
     let opened = found.settle();
     if opened.sources.is_empty() {
-        let what = "it holds no bundle and no .npy file, nor do its subfolders".to_string();
+        let what = nothing_in(path)?;
         return Err(SourceError::Refused { path: path.into(), what });
     }
     Ok(opened)
@@ -262,16 +153,31 @@ struct Loose {
     named: BTreeMap<String, Raw>,
     /// Names of another form that mean something: they belong to the folder itself.
     own: Option<Raw>,
+    /// Files that hold more than a loose tensor.
+    left_out: Vec<LeftOut>,
     /// Names that mean nothing: of the source, the file, the tensor, and the reason.
     unknown: Vec<(Raw, PathBuf, RawTensor, String)>,
 }
 
 impl Loose {
+    fn take(&mut self, source: &Path, path: PathBuf, tensor: RawTensor) {
+        let empty = Raw { form: "folder", ..Raw::empty(source) };
+        let side = match (parse_stem(&tensor.name), means_nothing(&tensor.name)) {
+            (Some(Ok(name)), _) => {
+                let name = name.implementation;
+                self.named.entry(name.clone()).or_insert(Raw { name, ..empty })
+            }
+            (_, Some(reason)) => return self.unknown.push((empty, path, tensor, reason)),
+            (_, None) => self.own.get_or_insert(empty),
+        };
+        side.tensors.push(tensor);
+    }
+
     /// A file that means nothing is listed with the implementation whose name it ends in, else with
     /// the folder's own files, else by itself; it makes no source of its own beside others.
     fn settle(self) -> Opened {
-        let Loose { named, own, unknown } = self;
-        let mut opened = Opened { sources: named.into_values().collect(), left_out: Vec::new() };
+        let Loose { named, own, left_out, unknown } = self;
+        let mut opened = Opened { sources: named.into_values().collect(), left_out };
         let belongs_to_folder = own.is_some() || opened.sources.is_empty();
         opened.sources.extend(own);
         for (empty, path, tensor, reason) in unknown {
@@ -290,31 +196,60 @@ impl Loose {
     }
 }
 
-/// Sorts the `.npy` files of one folder.
+/// Sorts the `.npy` and `.pt` files of one folder.
 fn loose_files(source: &Path, folder: &Path, case: &str, found: &mut Loose) -> Result<()> {
-    for path in entries(folder)? {
-        if path.extension().is_none_or(|e| e != "npy") || !path.is_file() {
-            continue;
-        }
+    for path in entries(folder)?.into_iter().filter(|path| path.is_file()) {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let empty = Raw { form: "folder", ..Raw::empty(source) };
-        let (dtype, shape) = inspect_npy(&path)?;
-        let place = Place::Npy(path.clone());
-        let tensor = RawTensor { case: case.into(), name: stem.clone(), dtype, shape, place };
-        let side = match (parse_stem(&stem), means_nothing(&stem)) {
-            (Some(Ok(name)), _) => {
-                let name = name.implementation;
-                found.named.entry(name.clone()).or_insert(Raw { name, ..empty })
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("npy") => {
+                let (dtype, shape) = inspect_npy(&path)?;
+                let place = Place::Npy(path.clone());
+                let tensor = RawTensor { case: case.into(), name: stem, dtype, shape, place };
+                found.take(source, path, tensor);
             }
-            (_, Some(reason)) => {
-                found.unknown.push((empty, path, tensor, reason));
-                continue;
-            }
-            (_, None) => found.own.get_or_insert(empty),
-        };
-        side.tensors.push(tensor);
+            Some("pt" | "pth") => match loose_torch(&path, &stem) {
+                Ok(tensors) => {
+                    for tensor in tensors {
+                        let tensor = RawTensor { case: case.into(), ..tensor };
+                        found.take(source, path.clone(), tensor);
+                    }
+                }
+                Err(reason) => found.left_out.push(LeftOut { path, reason }),
+            },
+            _ => {}
+        }
     }
     Ok(())
+}
+
+/// A tensor or a list of tensors, which the file's name names. The error is a sentence.
+fn loose_torch(path: &Path, stem: &str) -> std::result::Result<Vec<RawTensor>, String> {
+    let raw = file::torch_file(path).map_err(|e| e.to_string())?;
+    if let Some((name, why)) = raw.unusable.first() {
+        return Err(format!("{name}: {why}"));
+    }
+    let own = |tensor: &RawTensor| tensor.name.starts_with(stem);
+    match raw.tensors.iter().all(own) {
+        true => Ok(raw.tensors),
+        false => {
+            Err("it holds tensors with names of their own; name the file itself as a source".into())
+        }
+    }
+}
+
+/// What is said of a folder without loose tensors.
+fn nothing_in(path: &Path) -> Result<String> {
+    let mut text = "it holds no bundle and no .npy file, nor do its subfolders".to_string();
+    let single = |file: &PathBuf| {
+        let kind = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        file.is_file() && ["npz", "safetensors", "pt", "pth", "txt", "log"].contains(&kind)
+    };
+    let files: Vec<String> =
+        entries(path)?.into_iter().filter(single).map(|file| file.display().to_string()).collect();
+    if !files.is_empty() {
+        text += &format!("; files of many tensors are sources by themselves: {}", files.join(" "));
+    }
+    Ok(text)
 }
 
 /// Why a name is none of our points, if it is none.
@@ -323,7 +258,7 @@ pub fn means_nothing(name: &str) -> Option<String> {
         return Some(reason);
     }
     match meaning(name) {
-        Meaning::Points { .. } | Meaning::State { .. } => None,
+        Meaning::Points { .. } | Meaning::State { .. } | Meaning::Norm { .. } => None,
         Meaning::NotOurs { family, reason } => Some(format!("{family}: {reason}")),
         Meaning::Unknown => Some("no program whose names are known calls a tensor so".into()),
     }

@@ -11,20 +11,20 @@ use std::time::{Duration, SystemTime};
 
 use llorch_models::ResolveOptions;
 use llorch_models::progress::Progress;
-use llorch_trace::bundle::{MANIFEST, TENSORS};
 
 use super::bundles::NAMES;
 use super::review::changes::{Unit, units};
 use super::review::commit::{PENDING, RECORD, RECORDING, failed};
 use super::review::disk;
+use super::review::mixture::copied;
 use super::review::pending::{self, Held, Record, by, whole};
 use super::review::place::{DEFAULT, Place};
-use super::review::show::figure;
-use super::stop::Stop;
+use super::stop::{self, Stop};
 use crate::assets;
 use crate::provision::{self, ProvisionOptions};
 use crate::references::RefName;
-use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
+use crate::report::numbers::figure;
+use crate::supervise::{AdapterCommand, run_tool_told};
 use crate::text::{count, rfc3339, shell_word};
 
 const SCRIPT: &str = "refs/nano/golden.py";
@@ -58,13 +58,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    match record(args) {
-        Ok(code) => Ok(code),
-        Err(Stop { code, message }) => {
-            llorch_models::errln!("error: {message}");
-            Ok(code)
-        }
-    }
+    Ok(stop::exit_code(record(args)))
 }
 
 fn record(args: &Args) -> Result<u8, Stop> {
@@ -95,7 +89,7 @@ fn record(args: &Args) -> Result<u8, Stop> {
             args.dir.join(PENDING).display()
         ),
     };
-    crate::text::print(&said).map_err(|e| Stop::environment(format!("failed to print: {e}")))?;
+    stop::print(&said)?;
     Ok(u8::from(!names.is_empty()))
 }
 
@@ -156,22 +150,10 @@ pub(super) fn record_with(
     let path = next.join(RECORD);
     let text = serde_json::to_vec_pretty(&record).map_err(Stop::environment)?;
     disk::write(&path, &text).map_err(|e| failed("write", &path, &e))?;
-    install(&next, &pending, &fresh.path().join("superseded"))?;
+    // Where it takes two steps nothing is pending in between; nothing accepted is concerned.
+    disk::replace(&pending, &next, &fresh.path().join("superseded"))
+        .map_err(|e| failed("write", &pending, &e))?;
     Ok(names)
-}
-
-/// The new pending goldens in the place of older ones.
-fn install(next: &Path, pending: &Path, aside: &Path) -> Result<(), Stop> {
-    let moved = match pending.exists() {
-        true => match disk::exchange(next, pending) {
-            Ok(true) => Ok(()),
-            // In between nothing is pending; nothing accepted is concerned.
-            Ok(false) => disk::rename(pending, aside).and_then(|()| disk::rename(next, pending)),
-            Err(error) => Err(error),
-        },
-        false => disk::rename(next, pending),
-    };
-    moved.map_err(|e| failed("write", pending, &e))
 }
 
 fn tell(name: &str, by: &str, units: &[Unit]) -> Result<(), Stop> {
@@ -190,19 +172,13 @@ fn tell(name: &str, by: &str, units: &[Unit]) -> Result<(), Stop> {
     if units.len() > LISTED {
         text += &format!("  and {} more\n", units.len() - LISTED);
     }
-    crate::text::print(&text).map_err(|e| Stop::environment(format!("failed to print: {e}")))
+    stop::print(&text)
 }
 
 /// Bundles that somebody else recorded.
 fn take(from: &Path, out: &Path) -> Result<(), Stop> {
     for name in NAMES {
-        let (bundle, target) = (from.join(name), out.join(name));
-        whole(&bundle)?;
-        fs::create_dir(&target).map_err(|e| failed("create", &target, &e))?;
-        for file in [TENSORS, MANIFEST] {
-            let path = target.join(file);
-            disk::copy(&bundle.join(file), &path).map_err(|e| failed("write", &path, &e))?;
-        }
+        copied(&whole(&from.join(name))?, &out.join(name))?;
     }
     Ok(())
 }
@@ -227,11 +203,6 @@ fn record_into(out: &Path, offline: bool) -> Result<(), Stop> {
         .env("PYTHONDONTWRITEBYTECODE", "1");
     let bar = Progress::new(false).open("golden record", "running Hugging Face's GPT-2");
     bar.say(&format!("recording with {}", command.display()));
-    run_tool_with(&command, TIMEOUT, None, &mut |event| {
-        if let ToolEvent::Line(line) = event {
-            bar.detail(line);
-        }
-    })
-    .map_err(Stop::environment)?;
+    run_tool_told(&command, TIMEOUT, None, &bar).map_err(Stop::environment)?;
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! Goldens and published answers as text: tables, or Markdown.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 
 use super::outcome::{Answer, Check, GoldenResult};
+use crate::report::numbers::figure;
+use crate::report::table::plain_table;
 use crate::result::Verdict;
 
 pub fn text(result: &GoldenResult, markdown: bool) -> String {
@@ -25,7 +26,7 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
         summary(result)
     );
     if !result.goldens.is_empty() {
-        let mut table = table(markdown);
+        let mut table = new_table(markdown);
         table.set_header([
             "golden",
             "checkpoint",
@@ -49,7 +50,7 @@ pub fn text(result: &GoldenResult, markdown: bool) -> String {
         let _ = writeln!(out, "{}\n", table.trim_fmt());
     }
     if !result.published.is_empty() {
-        let mut table = table(markdown);
+        let mut table = new_table(markdown);
         table.set_header([
             "model",
             "published answer",
@@ -100,16 +101,9 @@ fn summary(result: &GoldenResult) -> String {
     parts.join("; ")
 }
 
-fn table(markdown: bool) -> Table {
-    let mut table = Table::new();
-    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
-    if !markdown {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        if !std::io::stdout().is_terminal() {
-            table.set_width(140);
-        }
-    }
-    table
+/// As `golden` prints tables: Markdown, or as wide as the terminal.
+pub fn new_table(markdown: bool) -> Table {
+    plain_table(markdown, 140)
 }
 
 /// The worst number or text of an answer stands for it.
@@ -152,10 +146,6 @@ fn reasons(result: &GoldenResult) -> String {
         );
     }
     out
-}
-
-fn figure(x: f64) -> String {
-    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
 }
 
 fn tolerance(t: f64) -> String {

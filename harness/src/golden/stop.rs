@@ -9,6 +9,18 @@ pub struct Stop {
     pub message: String,
 }
 
+/// The exit code of a command of `golden`; what stopped it is told.
+pub fn exit_code(done: Result<u8, Stop>) -> u8 {
+    done.unwrap_or_else(|Stop { code, message }| {
+        llorch_models::errln!("error: {message}");
+        code
+    })
+}
+
+pub fn print(text: &str) -> Result<(), Stop> {
+    crate::text::print(text).map_err(|e| Stop::environment(format!("failed to print: {e}")))
+}
+
 impl Stop {
     /// What was asked for or what lies there can't be used.
     pub fn input(message: impl Display) -> Stop {

@@ -130,9 +130,6 @@ pub fn diff(history: &History, old: &Record, new: &Record) -> Changes {
         old: old.id.clone(),
         new: new.id.clone(),
         verdict: (old.verdict != new.verdict).then_some([old.verdict, new.verdict]),
-        circumstances: circumstances(old, new),
-        implementations: implementations(old, new),
-        checkpoints: checkpoints(old, new),
         causes: missing_from(&new.odd, &old.odd, same_cause),
         causes_gone: missing_from(&old.odd, &new.odd, same_cause),
         failures: missing_from(&new.failures, &old.failures, String::eq),
@@ -142,37 +139,44 @@ pub fn diff(history: &History, old: &Record, new: &Record) -> Changes {
         series: series.len(),
         ..Changes::default()
     };
+    if old.has_figures() && new.has_figures() {
+        changes.circumstances = circumstances(old, new);
+        changes.implementations = implementations(old, new);
+        changes.checkpoints = checkpoints(old, new);
+    } else if old.model.name != new.model.name {
+        let (old, new) = (old.model.name.clone(), new.model.name.clone());
+        changes.circumstances = vec![Circumstance { what: "model", old, new }];
+    }
     if old.is_comparable(new) {
         changes.verdicts = verdicts(old, new);
         changes.bits = bits(past, old, new);
         changes.errors = errors(past, old, new);
         changes.times = times(past, old, new);
     }
-    let Changes { verdict, circumstances, implementations, checkpoints, verdicts, .. } = &changes;
-    let Changes {
-        causes,
-        causes_gone,
-        failures,
-        failures_gone,
-        unchecked,
-        unchecked_gone,
-        bits,
-        errors,
-        ..
-    } = &changes;
-    changes.nothing_changed = verdict.is_none()
-        && circumstances.is_empty()
-        && implementations.is_empty()
-        && checkpoints.is_empty()
-        && verdicts.is_empty()
-        && (causes.len(), causes_gone.len()) == (0, 0)
-        && (failures.len(), failures_gone.len()) == (0, 0)
-        && (unchecked.len(), unchecked_gone.len()) == (0, 0)
-        && (bits.len(), errors.len()) == (0, 0);
+    changes.nothing_changed = changes.is_nothing();
     changes
 }
 
 impl Changes {
+    /// Times are no change.
+    fn is_nothing(&self) -> bool {
+        let found = [
+            self.circumstances.len(),
+            self.implementations.len(),
+            self.checkpoints.len(),
+            self.verdicts.len(),
+            self.causes.len(),
+            self.causes_gone.len(),
+            self.failures.len(),
+            self.failures_gone.len(),
+            self.unchecked.len(),
+            self.unchecked_gone.len(),
+            self.bits.len(),
+            self.errors.len(),
+        ];
+        self.verdict.is_none() && found.iter().all(|n| *n == 0)
+    }
+
     /// What another comparison of the same new run found in its figures: this one's old run has none.
     pub fn take_figures_of(&mut self, other: Changes) {
         self.circumstances = other.circumstances;
@@ -186,11 +190,6 @@ impl Changes {
 }
 
 fn circumstances(old: &Record, new: &Record) -> Vec<Circumstance> {
-    if !(old.has_figures() && new.has_figures()) {
-        let names = (&old.model.name, &new.model.name);
-        let other = Circumstance { what: "model", old: names.0.clone(), new: names.1.clone() };
-        return if names.0 == names.1 { Vec::new() } else { vec![other] };
-    }
     let machine = |r: &Record| {
         r.machine.as_ref().map_or("several kinds of machine".into(), |machine| machine.kind())
     };
@@ -217,9 +216,6 @@ fn short(sha256: &Option<String>) -> &str {
 }
 
 fn implementations(old: &Record, new: &Record) -> Vec<Implementation> {
-    if !(old.has_figures() && new.has_figures()) {
-        return Vec::new();
-    }
     let mut names: Vec<&str> = Vec::new();
     for record in [new, old] {
         names.extend(record.implementations.iter().map(|i| i.name.as_str()));
@@ -244,9 +240,6 @@ fn implementations(old: &Record, new: &Record) -> Vec<Implementation> {
 }
 
 fn checkpoints(old: &Record, new: &Record) -> Vec<Checkpoint> {
-    if !(old.has_figures() && new.has_figures()) {
-        return Vec::new();
-    }
     let of = |record: &Record, number: u8| record.checkpoints.get(&number).copied();
     let all = (0..=12).map(|n| Checkpoint { number: n, old: of(old, n), new: of(new, n) });
     all.filter(|c| c.old != c.new).collect()

@@ -82,16 +82,8 @@ struct Scale {
 
 impl Scale {
     fn of(series: &Series<'_>) -> Scale {
-        let all: Vec<f64> =
-            series.lines.iter().flat_map(|l| l.values.iter().flatten().copied()).collect();
-        let logs = all.iter().filter(|v| **v > 0.0).map(|v| v.log10());
-        let (low, high) = logs
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-        let zero = all.contains(&0.0);
-        match low.is_finite() {
-            true => Scale { low: low.floor(), high: high.ceil().max(low.floor() + 1.0), zero },
-            false => Scale { low: -8.0, high: 0.0, zero },
-        }
+        let (low, high) = series.decades();
+        Scale { low, high, zero: series.figures().any(|v| v == 0.0) }
     }
 
     fn rows(&self) -> usize {

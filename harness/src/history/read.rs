@@ -2,6 +2,7 @@
 
 use super::record::{Record, SCHEMA};
 use super::store::{Store, StoreError};
+use crate::text::has_form;
 
 /// Everything in a place, the oldest run first.
 #[derive(Debug)]
@@ -117,13 +118,8 @@ fn record(line: &[u8], last: bool) -> Result<Record, String> {
         return Err(format!("schema {schema:?}; expected {SCHEMA:?}"));
     }
     let record: Record = serde_json::from_slice(line).map_err(|e| format!("damaged: {e}"))?;
-    let form = "0000-00-00T00:00:00Z";
-    let fits = |(found, expected): (char, char)| match expected {
-        '0' => found.is_ascii_digit(),
-        other => found == other,
-    };
     let started = &record.started;
-    match started.len() == form.len() && started.chars().zip(form.chars()).all(fits) {
+    match has_form(started, "0000-00-00T00:00:00Z") {
         true => Ok(record),
         false => Err(format!(
             "damaged: it began at {started:?}; expected a time like 2026-01-31T12:00:00Z"

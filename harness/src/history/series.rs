@@ -168,6 +168,22 @@ impl Series<'_> {
         }
     }
 
+    /// Of all lines and runs.
+    pub fn figures(&self) -> impl Iterator<Item = f64> {
+        self.lines.iter().flat_map(|line| line.values.iter().flatten().copied())
+    }
+
+    /// Powers of ten around all figures that have one, at least one apart.
+    pub fn decades(&self) -> (f64, f64) {
+        let logs = self.figures().filter(|v| *v > 0.0).map(f64::log10);
+        let (low, high) =
+            logs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        match low.is_finite() {
+            true => (low.floor(), high.ceil().max(low.floor() + 1.0)),
+            false => (-8.0, 0.0),
+        }
+    }
+
     pub fn json(&self) -> Value {
         let line = |l: &Line| {
             let versions: Vec<Value> = l

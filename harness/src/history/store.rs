@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::files::Files;
 use super::s3::S3;
+use crate::text::has_form;
 
 /// What can go wrong with a place that keeps records.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +64,7 @@ pub const EXTENSION: &str = ".jsonl";
 /// The day in a file's name, if it is one of ours.
 pub fn day_of(name: &str) -> Option<&str> {
     let day = name.strip_suffix(EXTENSION)?;
-    let form = day.bytes().enumerate().all(|(i, b)| match i {
-        4 | 7 => b == b'-',
-        _ => b.is_ascii_digit(),
-    });
-    (day.len() == 10 && form).then_some(day)
+    has_form(day, "0000-00-00").then_some(day)
 }
 
 #[cfg(test)]

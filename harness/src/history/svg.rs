@@ -39,15 +39,7 @@ struct Drawn {
 }
 
 pub fn picture(series: &Series<'_>) -> anyhow::Result<String> {
-    let all: Vec<f64> =
-        series.lines.iter().flat_map(|l| l.values.iter().flatten().copied()).collect();
-    let logs = all.iter().filter(|v| **v > 0.0).map(|v| v.log10());
-    let (low, high) =
-        logs.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    let (low, high) = match low.is_finite() {
-        true => (low.floor(), high.ceil().max(low.floor() + 1.0)),
-        false => (-8.0, 0.0),
-    };
+    let (low, high) = series.decades();
     let bottom = TOP + HEIGHT;
     let y = |v: f64| match v > 0.0 {
         true => tenth(bottom - 18.0 - (v.log10() - low) / (high - low) * (HEIGHT - 18.0)),
@@ -103,7 +95,9 @@ pub fn picture(series: &Series<'_>) -> anyhow::Result<String> {
         right: LEFT + WIDTH,
         top: TOP,
         bottom,
-        decades: decades.chain(all.contains(&0.0).then(|| (bottom, "0".to_string()))).collect(),
+        decades: decades
+            .chain(series.figures().any(|v| v == 0.0).then(|| (bottom, "0".to_string())))
+            .collect(),
         lines,
         changes: changes.collect(),
         dates,

@@ -9,54 +9,82 @@ use super::Place;
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::result::{Deviates, Row, Verdict};
 
-/// Turns a FAIL into a PASS with its reason, if one of `whose` declared it and it is within its bound.
+/// 1e-3, 1.1e-3.
+fn short(bound: f64) -> String {
+    let one = format!("{bound:.0e}");
+    if one.parse() == Ok(bound) { one } else { format!("{bound:.1e}") }
+}
+
+/// Turns a FAIL into a PASS with its reason, if one of `whose` declared it and it is within its bound; where
+/// both did, within the two together.
 pub fn excuse(place: &Place<'_>, whose: &[usize], numbers: (&Numbers, &Numbers), row: Row) -> Row {
     if row.verdict != Verdict::Fail {
         return row;
     }
-    let declared = whose.iter().find_map(|&who| Some((who, find(place, who)?)));
-    match declared.filter(|(_, d)| d.bound > row.tolerance) {
-        Some((who, deviation)) => settle(place, who, deviation, numbers, row),
-        None => row,
-    }
+    let declared: Vec<Declared<'_>> =
+        whose.iter().filter_map(|&who| Some((who, find(place, who)?))).collect();
+    let bound: f64 = declared.iter().map(|(_, d)| d.bound).sum();
+    if bound > row.tolerance { settle(place, &declared, bound, numbers, row) } else { row }
 }
 
 /// The same of a row against the oracle: the declared bound holds what the stage does by itself.
 pub fn excuse_local(place: &Place<'_>, who: usize, numbers: (&Numbers, &Numbers), row: Row) -> Row {
     let fails = row.local.as_ref().is_some_and(|l| l.verdict != Verdict::Pass);
     match find(place, who).filter(|_| fails) {
-        Some(deviation) => settle(place, who, deviation, numbers, row),
+        Some(deviation) => settle(place, &[(who, deviation)], deviation.bound, numbers, row),
         None => row,
     }
 }
 
+/// Who declares what.
+type Declared<'a> = (usize, &'a Deviation);
+
 /// By the declared bound.
 fn settle(
     place: &Place<'_>,
-    who: usize,
-    deviation: &Deviation,
+    declared: &[Declared<'_>],
+    bound: f64,
     numbers: (&Numbers, &Numbers),
     mut row: Row,
 ) -> Row {
-    let tolerance = Tolerance::Mixed(deviation.bound);
+    let tolerance = Tolerance::Mixed(bound);
     let within = compare(numbers.0, numbers.1, tolerance, place.counts()).is_ok_and(|c| c.within());
-    let (name, Deviation { bound, reason, .. }) = (&place.evidence[who].name, deviation);
+    let name = |who: usize| &place.evidence[who].name;
     if within {
+        let each = |(who, d): &Declared<'_>| {
+            let bound = short(d.bound);
+            format!(
+                "{} declares a deviation within {bound} · max(1, |x|): {}",
+                name(*who),
+                d.reason
+            )
+        };
         row.verdict = Verdict::Pass;
         row.deviation = Some(Deviates::Declared);
-        row.reason = format!("{name} declares a deviation within {bound:.0e}: {reason}");
+        row.deviates = declared.iter().map(|(who, _)| name(*who).clone()).collect();
+        row.reason = declared.iter().map(each).collect::<Vec<_>>().join("; ");
         row.excerpt = None;
     } else {
-        row.reason = format!("{}, and more than the {bound:.0e} that {name} declares", row.reason);
+        let names: Vec<String> = declared.iter().map(|(who, _)| name(*who).clone()).collect();
+        let (who, verb) = match names.as_slice() {
+            [one] => (one.clone(), "declares"),
+            all => (all.join(" and "), "declare"),
+        };
+        let bound = short(bound);
+        row.reason = format!("{}, and more than the {bound} that {who} {verb}", row.reason);
     }
     row
 }
 
-/// A row that is right by itself and off by what a declared deviation handed down.
-pub fn inherit(row: &mut Row) {
+/// A row that is off by what a declared deviation handed down; by itself it is right, or deviates anew.
+pub fn inherit(row: &mut Row, by_itself: Deviates) {
     row.verdict = Verdict::Pass;
     row.deviation = Some(Deviates::Inherited);
-    row.reason = "inherited from a declared deviation; this stage is right by itself".into();
+    let stage = match by_itself {
+        Deviates::Declared => "this stage by itself is within what is declared",
+        Deviates::Inherited | Deviates::Narrow => "this stage is right by itself",
+    };
+    row.reason = format!("inherited from a declared deviation; {stage}");
 }
 
 fn find<'a>(place: &Place<'a>, who: usize) -> Option<&'a Deviation> {

@@ -8,7 +8,7 @@
 use llorch_trace::{Class, Dtype, Point};
 
 use super::local::{describe, measure};
-use super::{Found, JudgeOptions, Place, Verdicts, deviations, overall};
+use super::{Found, JudgeOptions, Place, Verdicts, deviations, narrow, overall};
 use crate::collect::CANNOT_INJECT;
 use crate::compare::{Comparison, Numbers, Tolerance, compare};
 use crate::evidence::{Evidence, Plan};
@@ -140,6 +140,7 @@ impl<'a> Isolated<'a> {
             (row.verdict, row.reason) = (row.verdict.max(local.verdict), describe(&local));
         }
         row.local = Some(local);
+        let row = narrow::by_itself(x, row);
         deviations::excuse_local(place, who, (x, &replayed.value), row)
     }
 
@@ -155,7 +156,8 @@ impl<'a> Isolated<'a> {
         };
         let compared = self.compare(x, y, &|i| of(x, i) + of(y, i));
         let row = place.judged(RowKind::Pair, a, name, (x, y), compared);
-        let mut row = deviations::excuse(place, &[a, b], (x, y), row);
+        let row = deviations::excuse(place, &[a, b], (x, y), row);
+        let mut row = narrow::pair(place, against_oracle, [(a, x), (b, y)], row);
         if row.verdict == Verdict::Fail {
             let wrong = |n: &&String| {
                 against_oracle.iter().any(|r| r.a == **n && r.verdict == Verdict::Fail)

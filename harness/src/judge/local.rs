@@ -2,8 +2,9 @@
 //! implementation's own captured inputs. Both sides of the comparison see the same input, so that
 //! nothing is left between them but the stage's rounding, or its bug.
 
+use half::f16;
 use llorch_trace::tensor::unravel;
-use llorch_trace::{Class, Point, Stage};
+use llorch_trace::{Class, Dtype, Point, Stage};
 
 use crate::compare::{Numbers, round};
 use crate::evidence::{Case, Evidence};
@@ -20,7 +21,8 @@ pub struct Captured<'a> {
 
 impl Inputs for Captured<'_> {
     fn tensor(&self, step: usize, point: Point) -> Option<Numbers> {
-        self.evidence.tensor(&self.case.name, step, point).map(|t| Numbers::of(&t))
+        let tensor = self.evidence.tensor(&self.case.name, step, point)?;
+        Some(Numbers::of(&tensor).computed_in(self.evidence.computes))
     }
 
     /// What it says that it was fed, else what it should have been.
@@ -47,6 +49,11 @@ pub fn measure(
     if given.shape != replayed.value.shape {
         return None;
     }
+    // The class is made for f32; in less, what rounding to it may do is the one limit.
+    let class = if given.is_narrow() { Class::Mixed(f64::INFINITY) } else { class };
+    // The distance of the smallest numbers of f16, which has so few exponents that values of every day fall
+    // below its normal ones.
+    let least = if given.dtype == Dtype::F16 { f16::MIN_POSITIVE_SUBNORMAL.to_f64() } else { 0.0 };
     let mut sums = Sums::default();
     for i in (0..given.values.len()).filter(|&i| counts(i)) {
         let (x, mut y) = (given.values[i], replayed.value.values[i]);
@@ -56,7 +63,7 @@ pub fn measure(
         }
         // What came in not finite is the fault of a stage before.
         if y.is_finite() || x == y {
-            sums.take(i, x, y, allowed(class, x, y), replayed.bounds[i]);
+            sums.take(i, x, y, allowed(class, x, y), replayed.bounds[i].plus(least));
         }
     }
     Some(sums.local(given, replayed))
@@ -129,6 +136,8 @@ impl Sums {
             error: finite(w.off),
             bound: bounds(w.at).bound,
         });
+        // Sums in f32 are what is commonly done in narrow dtypes, and no proof.
+        let kind = if given.is_narrow() { BoundKind::Derived } else { replayed.kind };
         Local {
             max_abs: finite(self.max_abs),
             rms: finite((self.squares / self.total.max(1) as f64).sqrt()),
@@ -138,11 +147,11 @@ impl Sums {
             bound: finite(bounds(worst).bound),
             of_band: finite(self.of_band),
             of_bound: finite(self.of_bound),
-            kind: replayed.kind,
+            kind,
             exceeding: self.exceeding,
             ratio: None,
             verdict,
-            certificate: certificate.filter(|_| replayed.kind != BoundKind::Derived),
+            certificate: certificate.filter(|_| kind != BoundKind::Derived),
         }
     }
 }

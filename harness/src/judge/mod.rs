@@ -5,6 +5,7 @@
 //! implementations, [`own`] one with itself, [`oracle_rows`] one with the float64 oracle, of which
 //! [`local`] is what a stage does by itself; [`tokens`] excuses choices between near equals,
 //! [`probabilities`] judges filtered distributions, [`deviations`] are those that an adapter declares,
+//! [`narrow`] is who computes in less than f32,
 //! [`daemon`] holds what came over HTTP against the engine. Then [`blame`] says whose fault a
 //! difference is, [`odd`] who is wrong where first, and [`overall`] makes one verdict of all rows.
 //! [`isolated`] judges stages that were given the same input. docs/TOLERANCES.md derives the rules.
@@ -14,6 +15,7 @@ mod daemon;
 mod deviations;
 pub mod isolated;
 mod local;
+mod narrow;
 mod odd;
 mod oracle_rows;
 mod overall;
@@ -152,7 +154,8 @@ impl<'a> Place<'a> {
     }
 
     fn tensor_at(&self, who: usize, step: usize, point: Point) -> Option<Numbers> {
-        self.evidence[who].tensor(&self.case.name, step, point).map(|t| Numbers::of(&t))
+        let e = &self.evidence[who];
+        Some(Numbers::of(&e.tensor(&self.case.name, step, point)?).computed_in(e.computes))
     }
 
     /// What is allowed at a point: the contract's, unless another was asked for.
@@ -268,13 +271,13 @@ fn find(e: &Evidence, case: &Case, step: usize, point: Point) -> Found {
     let fault = e.fault(&case.name, step, point);
     match (e.tensor(&case.name, step, point), fault) {
         // A tensor that is not finite is kept, so that the row can show where.
-        (Some(tensor), None) => Found::Tensor(Numbers::of(&tensor)),
+        (Some(tensor), None) => Found::Tensor(Numbers::of(&tensor).computed_in(e.computes)),
         (Some(tensor), Some(f)) if f.kind == FaultKind::NonFinite => {
-            Found::Tensor(Numbers::of(&tensor))
+            Found::Tensor(Numbers::of(&tensor).computed_in(e.computes))
         }
         (Some(tensor), Some(f)) if f.kind == FaultKind::Process => {
             // It came before the process failed.
-            Found::Tensor(Numbers::of(&tensor))
+            Found::Tensor(Numbers::of(&tensor).computed_in(e.computes))
         }
         (_, Some(f)) if f.kind == FaultKind::Unsupported => Found::Unchecked(named(&f.message)),
         (_, Some(f)) => Found::Broken(named(&f.message)),

@@ -12,6 +12,7 @@ use llorch_trace::{Class, Point, Stage};
 
 use super::deviations;
 use super::local::{Captured, describe, measure};
+use super::narrow;
 use super::{Found, JudgeOptions, Place};
 use crate::compare::{Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence, Plan};
@@ -23,6 +24,8 @@ use crate::result::{Deviates, Role, Row, RowKind, Verdict};
 #[derive(Debug, Default)]
 pub struct OracleRows {
     rows: BTreeMap<(String, usize, Point), Vec<Row>>,
+    /// What a ratio of errors is at least taken of.
+    floors: BTreeMap<(String, usize, Point), f64>,
 }
 
 /// Elements, of all jobs that are recomputed together: bounds the memory of it at some 300 MB.
@@ -64,15 +67,26 @@ impl OracleRows {
         let mut found = OracleRows::default();
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            found.rows.extend(work().rows);
+            let mut parts = vec![work()];
             for other in others {
                 match other.join() {
-                    Ok(rows) => found.rows.extend(rows.rows),
+                    Ok(rows) => parts.push(rows),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
+            for part in parts {
+                found.rows.extend(part.rows);
+                found.floors.extend(part.floors);
+            }
         });
         found.attribute_deviations(plan, evidence);
+        if let Some(subject) = evidence.iter().find(|e| e.role == Role::Subject) {
+            for (key, rows) in &mut found.rows {
+                if let Some(floor) = found.floors.get(key) {
+                    compare_with_references(&subject.name, *floor, rows);
+                }
+            }
+        }
         found
     }
 
@@ -80,9 +94,12 @@ impl OracleRows {
         self.rows.get(&(case.to_string(), step, point)).map_or(&[], Vec::as_slice)
     }
 
-    /// A reference that is right there by itself, and by no deviation of its own.
+    /// A reference that is right there by itself, and with no deviation of its own there or before: what
+    /// that hands down may lie within the class, and is no measure of rounding all the same.
     pub fn is_admitted(row: &Row) -> bool {
-        matches!(row.verdict, Verdict::Pass | Verdict::Warn) && row.deviation.is_none()
+        matches!(row.verdict, Verdict::Pass | Verdict::Warn)
+            && row.deviation.is_none()
+            && row.deviates.is_empty()
     }
 
     /// The largest |logits − oracle| of the admitted references at a step: what honest rounding may
@@ -96,6 +113,25 @@ impl OracleRows {
         let rows = self.at(case, step, Point::new(Stage::LogitsLast)).iter();
         let admitted = rows.filter(|r| references.contains(&r.a.as_str()) && Self::is_admitted(r));
         admitted.filter_map(|r| r.metrics.as_ref()?.max_abs).fold(0.0, f64::max)
+    }
+
+    /// B of docs/TOLERANCES.md for a choice among logits of these implementations: what honest rounding may
+    /// do to a logit there. Of who computes in less than f32, or deviates as declared, what its last stage
+    /// may do by itself.
+    pub fn logits_error(
+        &self,
+        evidence: &[Evidence],
+        case: &str,
+        step: usize,
+        of: [&str; 2],
+    ) -> f64 {
+        let rows = self.at(case, step, Point::new(Stage::LogitsLast)).iter();
+        let is_own = |r: &&Row| r.deviation == Some(Deviates::Narrow) || !r.deviates.is_empty();
+        let own = rows
+            .filter(|r| of.contains(&r.a.as_str()))
+            .filter(is_own)
+            .filter_map(|r| Some(r.local.as_ref()?.band));
+        own.fold(self.admitted_error(evidence, case, step), f64::max)
     }
 
     /// One point at every step of every case, a group of them at a time.
@@ -145,10 +181,10 @@ impl OracleRows {
                 let Some(expected) = &expected else { continue };
                 rows.push(row(place, who, x, expected, replayed.as_ref(), oracle.is_some()));
             }
-            if let Some(expected) = &expected {
-                compare_with_references(place, expected, &mut rows);
-            }
             let key = (place.case.name.clone(), place.step, place.point);
+            if let Some(floor) = expected.as_ref().and_then(|e| ratio_floor(place, e)) {
+                self.floors.insert(key.clone(), floor);
+            }
             self.rows.insert(key, rows);
         }
     }
@@ -160,8 +196,8 @@ impl OracleRows {
         for e in
             evidence.iter().filter(|e| e.hello.as_ref().is_some_and(|h| !h.deviations.is_empty()))
         {
-            'cases: for case in &plan.cases {
-                let mut deviant: Option<Point> = None;
+            for case in &plan.cases {
+                let (mut deviant, mut wrong) = (false, false);
                 for step in 0..case.steps() {
                     for point in &plan.points {
                         let key = (case.name.clone(), step, *point);
@@ -169,14 +205,19 @@ impl OracleRows {
                         let Some(row) = rows.into_iter().find(|r| r.a == e.name) else { continue };
                         let local = row.local.as_ref().map(|l| l.verdict);
                         if row.deviation == Some(Deviates::Declared) {
-                            deviant.get_or_insert(*point);
-                        } else if row.verdict == Verdict::Fail {
+                            deviant = true;
+                            continue;
+                        }
+                        if deviant {
+                            row.deviates = vec![e.name.clone()];
+                        }
+                        if row.verdict == Verdict::Fail && !wrong {
                             match (deviant, local) {
-                                (Some(_), Some(Verdict::Pass | Verdict::Warn)) => {
-                                    deviations::inherit(row);
+                                (true, Some(Verdict::Pass | Verdict::Warn)) => {
+                                    deviations::inherit(row, Deviates::Inherited);
                                 }
                                 // Wrong by itself: what follows can't be told apart any more.
-                                _ => continue 'cases,
+                                _ => wrong = true,
                             }
                         }
                     }
@@ -287,7 +328,7 @@ fn row(
         if stages && row.verdict != Verdict::Error {
             row.local_unchecked = Some(missing_inputs(place, who));
         }
-        return row;
+        return narrow::by_itself(x, row);
     };
     let Some(local) = measure(x, replayed, place.class(), place.counts()) else { return row };
     let inherited = compare(&replayed.value, expected, Tolerance::Mixed(1.0), place.counts());
@@ -301,6 +342,7 @@ fn row(
         _ => {}
     }
     row.local = Some(local);
+    let row = narrow::by_itself(x, row);
     // A deviation is declared for what the stage does itself.
     deviations::excuse_local(place, who, (x, &replayed.value), row)
 }
@@ -319,31 +361,39 @@ fn missing_inputs(place: &Place<'_>, who: usize) -> String {
     }
 }
 
-/// The subject's errors as multiples of those of the admitted references.
-fn compare_with_references(place: &Place<'_>, expected: &Numbers, rows: &mut [Row]) {
-    let Some(subject) = place.evidence.iter().find(|e| e.role == Role::Subject) else { return };
-    let (mut total, mut local, mut any) = (0.0f64, 0.0f64, false);
-    for row in rows.iter().filter(|r| r.a != subject.name && OracleRows::is_admitted(r)) {
-        any = true;
-        total = total.max(row.metrics.as_ref().and_then(|m| m.rmse).unwrap_or(0.0));
-        local = local.max(row.local.as_ref().and_then(|l| l.rms).unwrap_or(0.0));
+/// What a ratio of errors is at least taken of, where there is one: not of what is exact.
+fn ratio_floor(place: &Place<'_>, expected: &Numbers) -> Option<f64> {
+    if matches!(place.point.checkpoint().class, Class::Exact) {
+        return None;
     }
-    let ours = rows.iter_mut().find(|r| r.a == subject.name);
-    let Some(ours) =
-        ours.filter(|_| any && !matches!(place.point.checkpoint().class, Class::Exact))
-    else {
-        return;
-    };
     let counts = place.counts();
     let counted = expected.values.iter().enumerate().filter(|(i, v)| counts(*i) && v.is_finite());
     let largest = counted.fold(0.0f64, |m, (_, v)| m.max(v.abs()));
-    let floor = RATIO_FLOOR * llorch_trace::Dtype::F32.unit_roundoff() * largest;
+    Some(RATIO_FLOOR * llorch_trace::Dtype::F32.unit_roundoff() * largest)
+}
+
+/// The subject's errors as multiples of those of the references: its total of those that are admitted, its
+/// local of those that are right there by themselves, whatever came in.
+fn compare_with_references(subject: &str, floor: f64, rows: &mut [Row]) {
+    let others = || rows.iter().filter(|r| r.a != subject);
+    let right = |r: &&Row| matches!(r.verdict, Verdict::Pass | Verdict::Warn);
+    let by_itself = |r: &&Row| matches!(r.deviation, None | Some(Deviates::Inherited));
+    let admitted = others().filter(|r| OracleRows::is_admitted(r));
+    let total = admitted.map(|r| r.metrics.as_ref().and_then(|m| m.rmse).unwrap_or(0.0));
+    let total = total.reduce(f64::max);
+    let local = others().filter(right).filter(by_itself);
+    let local = local.map(|r| r.local.as_ref().and_then(|l| l.rms).unwrap_or(0.0));
+    let local = local.reduce(f64::max);
+    // Ratios are of like and like: f32's.
+    let like = |r: &&mut Row| r.a == subject && r.deviation != Some(Deviates::Narrow);
+    let Some(ours) = rows.iter_mut().find(like) else { return };
     let of = |ours: f64, theirs: f64| {
         let ratio = ours / theirs.max(floor);
         ratio.is_finite().then_some(ratio)
     };
-    ours.ratio = ours.metrics.as_ref().and_then(|m| m.rmse).and_then(|ours| of(ours, total));
+    let rmse = ours.metrics.as_ref().and_then(|m| m.rmse);
+    ours.ratio = rmse.zip(total).and_then(|(ours, theirs)| of(ours, theirs));
     if let Some(l) = &mut ours.local {
-        l.ratio = l.rms.and_then(|ours| of(ours, local));
+        l.ratio = l.rms.zip(local).and_then(|(ours, theirs)| of(ours, theirs));
     }
 }

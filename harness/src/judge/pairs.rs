@@ -3,7 +3,7 @@
 use llorch_trace::Stage;
 
 use super::oracle_rows::OracleRows;
-use super::{Place, deviations, probabilities, tokens};
+use super::{Place, deviations, narrow, probabilities, tokens};
 use crate::compare::{Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 
@@ -40,6 +40,9 @@ fn pair(place: &Place<'_>, oracle: &OracleRows, a: usize, b: usize) -> Row {
     match place.point.stage {
         Stage::Argmax if row.verdict == Verdict::Fail => tokens::excuse_argmax(place, oracle, row),
         Stage::Tokens => tokens::compare_tokenizers(place, a, b, row),
-        _ => row,
+        _ => {
+            let rows = oracle.at(&place.case.name, place.step, place.point);
+            narrow::pair(place, rows, [(a, x), (b, y)], row)
+        }
     }
 }

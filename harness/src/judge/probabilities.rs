@@ -42,7 +42,11 @@ pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> 
     }
     let largest = |v: &Numbers| v.values.iter().fold(0.0f64, |m, l| m.max(l.abs()));
     let delta = p.values.iter().zip(&q.values).fold(0.0f64, |m, (l, r)| m.max((l - r).abs()));
-    let cap = place.tolerance(point) * 1f64.max(largest(&p)).max(largest(&q));
+    // Logits of less than f32 are held to no class, but to what their stage may do; that is judged there.
+    let cap = match p.is_narrow() || q.is_narrow() {
+        true => f64::INFINITY,
+        false => place.tolerance(point) * 1f64.max(largest(&p)).max(largest(&q)),
+    };
     judge(place, RowKind::Pair, a, name, x, y, (&p, &q), delta.min(cap))
 }
 
@@ -68,7 +72,9 @@ fn judge(
     let u = x.dtype.unit_roundoff().max(logits.0.dtype.unit_roundoff());
     let largest = logits.0.values.iter().fold(0.0f64, |m, l| m.max(l.abs()));
     let division = if tau == 1.0 { 0.0 } else { u * largest / tau };
-    let relative = 2.0 * (division + delta / tau);
+    // Probabilities may be stored in what is computed in.
+    let stored = [x, y].into_iter().filter(|p| p.is_narrow()).map(|p| p.dtype.unit_roundoff());
+    let relative = 2.0 * (division + delta / tau) + stored.fold(0.0, f64::max);
     let excusable = uncertain(&logits.0.values, &place.case.sampling, Slack { u, delta });
     let (x, y, excused) = match excuse(x, y, &excusable) {
         Ok(excused) => excused,

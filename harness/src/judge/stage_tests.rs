@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use llorch_trace::protocol::{Deviation, Sampling};
-use llorch_trace::{BundleWriter, Manifest, Point, Stage, Tensor, all_points};
+use llorch_trace::{BundleWriter, Dtype, Manifest, Point, Stage, Tensor, all_points};
 
 use super::testing::evidence;
 use super::*;
@@ -170,21 +170,104 @@ fn a_reference_that_is_wrong_is_named_and_the_subject_does_not_answer_for_it() {
 
 #[test]
 fn a_declared_deviation_carries_on_without_blame_and_without_a_vote() {
-    let bench = Bench::new();
-    let deviating = |bound: f64| {
-        let act = scaled("h.0.mlp.act", 1.002);
+    let deviating_by = |by: f64, bound: f64| {
+        let bench = Bench::new();
+        let act = scaled("h.0.mlp.act", by);
         let mut reference = bench.evidence("ref", Role::Reference, &act);
         reference.hello.as_mut().unwrap().deviations =
             vec![Deviation { point: "h.*.mlp.act".into(), bound, reason: "a table".into() }];
         bench.judge(&[bench.evidence("ours", Role::Subject, &honest), reference])
     };
-    let declared = deviating(5e-3);
+    let declared = deviating_by(1.002, 5e-3);
     assert_eq!((declared.verdict, declared.odd.len()), (RunVerdict::Pass, 0));
     assert!(find(&declared, "ref", "h.0.mlp.act", 0).reason.contains("declares a deviation"));
     assert!(declared.rows.iter().all(|r| r.verdict != Verdict::Fail), "what follows is attributed");
-    assert_eq!(find(&declared, "ours", "h.0.mlp.act", 0).ratio, None, "it has no vote");
-    let too_much = deviating(1e-4);
+    for point in ["h.0.mlp.act", "h.0.mlp.out", "h.1.attn.q", "logits"] {
+        assert_eq!(find(&declared, "ours", point, 0).ratio, None, "it has no vote at {point}");
+        let pair = |r: &&Row| r.b == "ref" && r.step == 0 && r.point.to_string() == point;
+        let pair = declared.rows.iter().find(pair).unwrap();
+        assert_eq!(pair.deviates, ["ref"], "{point}");
+    }
+    let local = find(&declared, "ours", "h.1.attn.q", 0).local.as_ref().unwrap();
+    assert!(local.ratio.is_some(), "what its stages do by themselves is rounding");
+    assert!(find(&declared, "ours", "h.0.attn.q", 0).ratio.is_some());
+    // A deviation as small as this passes the class everywhere, and has no vote either.
+    let by_a_hair = deviating_by(1.0 + 3e-5, 5e-3);
+    assert_eq!(find(&by_a_hair, "ref", "logits", 0).deviation, None, "within the class");
+    assert_eq!(find(&by_a_hair, "ours", "logits", 0).ratio, None);
+    let too_much = deviating_by(1.002, 1e-4);
     assert_eq!(too_much.odd[0].name, "ref");
+}
+
+#[test]
+fn two_that_inherit_in_opposite_directions_may_differ_by_more_than_either_from_the_oracle() {
+    let bench = Bench::new();
+    let deviating = |name: String, by: f64| {
+        let act =
+            move |point: Point, values: &mut Vec<f64>| scaled("h.0.mlp.act", by)(point, values);
+        let mut reference = bench.evidence(&name, Role::Reference, &act);
+        reference.hello.as_mut().unwrap().deviations =
+            vec![Deviation { point: "h.*.mlp.act".into(), bound: 0.1, reason: "a table".into() }];
+        reference
+    };
+    let mut met = 0;
+    for n in 0..24 {
+        let by = 1e-5 * 1.4f64.powi(n);
+        let (up, down) = (format!("up-{n}"), format!("down-{n}"));
+        let ours = bench.evidence(&format!("ours-{n}"), Role::Subject, &honest);
+        let pair_of = [ours, deviating(up.clone(), 1.0 + by), deviating(down.clone(), 1.0 - by)];
+        let verdicts = bench.judge(&pair_of);
+        let exceeds = |r: &Row| r.metrics.as_ref().is_some_and(|m| m.exceeding > 0);
+        let alone = |who: &str, point: &str| exceeds(find(&verdicts, who, point, 0));
+        for row in verdicts.rows.iter().filter(|r| r.kind == RowKind::Pair && r.step == 0) {
+            let point = row.point.to_string();
+            let declared = point.ends_with("mlp.act");
+            let is_pair = row.a == up && row.b == down && !declared;
+            if is_pair && exceeds(row) && !alone(&up, &point) && !alone(&down, &point) {
+                met += 1;
+                assert_eq!(row.verdict, Verdict::Pass, "{row:?}");
+                assert!(row.reason.contains("inherited"), "{row:?}");
+            }
+        }
+    }
+    assert!(met > 0, "no such pair came about");
+}
+
+#[test]
+fn what_an_earlier_deviation_hands_down_comes_on_top_of_a_later_one() {
+    let bench = Bench::new();
+    let deviating = |by: f64| {
+        let (first, second) = (scaled("h.0.mlp.act", 1.5), scaled("h.1.mlp.act", by));
+        let both = |point: Point, values: &mut Vec<f64>| {
+            first(point, values);
+            second(point, values);
+        };
+        let mut reference = bench.evidence("ref", Role::Reference, &both);
+        let declared =
+            |point: &str, bound| Deviation { point: point.into(), bound, reason: "a table".into() };
+        reference.hello.as_mut().unwrap().deviations =
+            vec![declared("h.0.mlp.act", 0.6), declared("h.1.mlp.act", 2.1e-3)];
+        bench.judge(&[bench.evidence("ours", Role::Subject, &honest), reference])
+    };
+    let pair = |verdicts: &Verdicts| {
+        let is_pair = |r: &&Row| r.kind == RowKind::Pair && r.step == 0;
+        let mut rows = verdicts.rows.iter().filter(is_pair);
+        rows.find(|r| r.point.to_string() == "h.1.mlp.act").unwrap().clone()
+    };
+    let within = deviating(1.002);
+    assert_eq!((within.verdict, within.odd.len()), (RunVerdict::Pass, 0));
+    let row = pair(&within);
+    assert!(
+        row.metrics.as_ref().unwrap().max_abs.unwrap() > 2.1e-3,
+        "it inherits nothing: {row:?}"
+    );
+    assert_eq!((row.verdict, row.deviation), (Verdict::Pass, Some(Deviates::Inherited)));
+    assert!(row.reason.contains("by itself is within what is declared"), "{}", row.reason);
+    assert_eq!(find(&within, "ref", "h.1.mlp.act", 0).deviation, Some(Deviates::Declared));
+
+    let beyond = deviating(1.01);
+    assert_eq!((beyond.odd[0].name.as_str(), pair(&beyond).verdict), ("ref", Verdict::Fail));
+    assert_eq!(beyond.odd[0].point.to_string(), "h.1.mlp.act");
 }
 
 #[test]
@@ -257,4 +340,75 @@ fn what_limits_says_is_just_seen_is_seen_and_much_less_is_not() {
         assert_eq!(verdict(2.0 * limit.factor_fail), Verdict::Fail, "{name}: {limit:?}");
         assert_ne!(verdict(0.1 * limit.best), Verdict::Fail, "{name}: {limit:?}");
     }
+}
+
+/// Every stage's output rounded to a narrow dtype, and declared so or not.
+fn narrow(bench: &Bench, name: &str, dtype: Dtype, declared: bool, bug: Bug<'_>) -> Evidence {
+    let rounds = |point: Point, values: &mut Vec<f64>| {
+        bug(point, values);
+        values.iter_mut().for_each(|v| *v = crate::compare::round(*v, dtype));
+    };
+    let mut evidence = bench.evidence(name, Role::Subject, &rounds);
+    evidence.computes = declared.then_some(dtype);
+    evidence
+}
+
+#[test]
+fn who_computes_in_less_than_f32_is_held_to_its_own_rounding_and_to_no_class() {
+    let bench = Bench::new();
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        let name = format!("ours-{dtype}");
+        let reference = bench.evidence(&format!("ref-{dtype}"), Role::Reference, &honest);
+        let verdicts = bench.judge(&[narrow(&bench, &name, dtype, true, &honest), reference]);
+        assert_eq!(verdicts.verdict, RunVerdict::Pass, "{dtype}");
+        let row = find(&verdicts, &name, "h.3", 0);
+        assert!(row.metrics.as_ref().unwrap().exceeding > 0, "f32's class would do: {row:?}");
+        assert!(row.reason.contains(&format!("computes in {dtype}")), "{row:?}");
+        assert!(row.local.as_ref().unwrap().of_bound.unwrap() <= 1.0, "{row:?}");
+    }
+}
+
+#[test]
+fn the_same_numbers_declared_as_f32_fail() {
+    let bench = Bench::new();
+    let reference = bench.evidence("ref", Role::Reference, &honest);
+    let verdicts = bench.judge(&[narrow(&bench, "ours", Dtype::BF16, false, &honest), reference]);
+    assert_eq!(verdicts.verdict, RunVerdict::Fail);
+}
+
+#[test]
+fn a_bug_in_a_narrow_dtype_is_found_where_it_is() {
+    let bench = Bench::new();
+    let reverse = |point: Point, values: &mut Vec<f64>| {
+        if point.to_string() == "h.2.attn.out" {
+            values.reverse();
+        }
+    };
+    let reference = bench.evidence("ref", Role::Reference, &honest);
+    let ours = narrow(&bench, "ours", Dtype::BF16, true, &reverse);
+    let verdicts = bench.judge(&[ours, reference]);
+    assert_eq!(verdicts.verdict, RunVerdict::Fail);
+    let wrong: Vec<String> = verdicts
+        .rows
+        .iter()
+        .filter(|r| r.kind == RowKind::Oracle && r.verdict == Verdict::Fail)
+        .map(|r| r.point.to_string())
+        .collect();
+    assert!(!wrong.is_empty() && wrong.iter().all(|p| p == "h.2.attn.out"), "{wrong:?}");
+}
+
+#[test]
+fn a_narrow_reference_widens_no_margin() {
+    let bench = Bench::new();
+    let ours = bench.evidence("ours", Role::Subject, &honest);
+    let mut reference = narrow(&bench, "ref", Dtype::BF16, true, &honest);
+    reference.role = Role::Reference;
+    let all = [ours, reference];
+    let rows = OracleRows::of(&bench.plan, &all, &bench.truth, &JudgeOptions::default());
+    assert_eq!(rows.admitted_error(&all, "c", 0), 0.0);
+    assert!(rows.logits_error(&all, "c", 0, ["ours", "ref"]) > 0.0);
+    let row = |who: &str| {
+        rows.at("c", 0, Point::new(Stage::LogitsLast)).iter().find(|r| r.a == who).unwrap().ratio
+    };
+    assert_eq!(row("ours"), None);
 }

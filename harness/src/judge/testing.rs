@@ -22,6 +22,7 @@ pub fn evidence(name: &str, role: Role, bundle: Bundle) -> Evidence {
     };
     Evidence {
         lock_sha256: None,
+        computes: None,
         name: name.into(),
         role,
         hello: Some(hello),

@@ -297,8 +297,36 @@ fn a_declared_deviation_passes_within_its_bound_and_excuses_nothing_else() {
     let (within, reason) = verdict(0.05, "logits*");
     assert_eq!(
         (within, reason.as_str()),
-        (RunVerdict::Pass, "ref declares a deviation within 1e-1: a table")
+        (RunVerdict::Pass, "ref declares a deviation within 1e-1 · max(1, |x|): a table")
     );
     assert_eq!(verdict(0.2, "logits*").0, RunVerdict::Fail);
     assert_eq!(verdict(0.05, "next.probs").0, RunVerdict::Fail);
+}
+
+#[test]
+fn two_that_deviate_at_one_point_may_differ_by_both_bounds_and_no_more() {
+    let maker = Maker::new();
+    let verdict = |error: f32| {
+        let mut evidence = maker.two("logits.last", logits([0.0; 4]), logits([error, 0., 0., 0.]));
+        for (one, bound, reason) in [(0, 1e-6, "coarse"), (1, 0.1, "a table")] {
+            evidence[one].hello.as_mut().unwrap().deviations =
+                vec![llorch_trace::protocol::Deviation {
+                    point: "logits*".into(),
+                    bound,
+                    reason: reason.into(),
+                }];
+        }
+        let verdicts = run(&plan(&["logits.last"]), &evidence);
+        (verdicts.rows[0].verdict, verdicts.rows[0].reason.clone())
+    };
+    let (within, reason) = verdict(0.05);
+    assert_eq!(within, Verdict::Pass, "{reason}");
+    assert_eq!(
+        reason,
+        "ours declares a deviation within 1e-6 · max(1, |x|): coarse; \
+         ref declares a deviation within 1e-1 · max(1, |x|): a table"
+    );
+    let (beyond, reason) = verdict(0.2);
+    assert_eq!(beyond, Verdict::Fail);
+    assert!(reason.contains("and ref declare"), "{reason}");
 }

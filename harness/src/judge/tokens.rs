@@ -46,7 +46,8 @@ impl Margin {
 pub fn excuse_argmax(place: &Place<'_>, rows: &OracleRows, mut row: Row) -> Row {
     let Some(truth) = place.oracle.and_then(|o| o.logits.get(place.step)) else { return row };
     let Some([Some(a), Some(b)]) = row.metrics.as_ref().map(|m| m.worst_values) else { return row };
-    let admitted = rows.admitted_error(place.evidence, &place.case.name, place.step);
+    let names = [row.a.as_str(), row.b.as_str()];
+    let admitted = rows.logits_error(place.evidence, &place.case.name, place.step, names);
     let margin = Margin::of(admitted, truth, &[a, b]);
     row.reason = format!("tokens {a} and {b}; {}", margin.describe());
     if margin.is_ambiguous() {
@@ -173,7 +174,7 @@ fn generation_pair(
         let reason = "after an earlier token that was not the oracle's: the margin is not known";
         return row(n, Verdict::Unchecked, reason.to_string());
     };
-    let admitted = rows.admitted_error(evidence, &case.name, n);
+    let admitted = rows.logits_error(evidence, &case.name, n, [&a.name, &b.name]);
     let margin = Margin::of(admitted, truth, &[*p as f64, *q as f64]);
     let reason = format!("token {n}: {p} and {q}; {}", margin.describe());
     match margin.is_ambiguous() {

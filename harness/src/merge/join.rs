@@ -111,6 +111,7 @@ fn share(
         name: first.name.clone(),
         role: first.role,
         hello: ran.iter().find_map(|e| e.hello.clone()),
+        computes: ran.iter().find_map(|e| e.computes),
         lock_sha256: ran.iter().find_map(|e| e.lock_sha256.clone()),
         bundle: bundle(&ran, cases, &out.join(file_name(&first.name)))
             .map_err(|e| RunError::Environment(e.to_string()))?,

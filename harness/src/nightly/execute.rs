@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use llorch_models::progress::Progress;
-use llorch_models::{ModelError, ResolveOptions};
 
 use super::config::{Kind, Task};
 use super::outcome::Outcome;
@@ -17,7 +16,7 @@ use crate::history::tell;
 use crate::plan::Filter;
 use crate::report::sentences::{Cause, first_cause, first_line, parties, place as place_of};
 use crate::report::view::checkpoints;
-use crate::report::{ReportFormat, Run, Style, export, junit_suites, target};
+use crate::report::{ReportFormat, Run, Style, export, junit, target};
 use crate::result::{RunVerdict, Unchecked, UncheckedKind, Verdict};
 use crate::run::args::Request;
 use crate::run::means::Means;
@@ -35,12 +34,6 @@ pub struct Shared<'a> {
     pub keep: bool,
     /// The nights before.
     pub past: &'a History,
-}
-
-impl Shared<'_> {
-    fn resolve(&self) -> ResolveOptions {
-        ResolveOptions { offline: self.means.offline, ..ResolveOptions::default() }
-    }
 }
 
 /// A task's outcome, and what is to be remembered of it.
@@ -77,15 +70,9 @@ fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outco
     let request = request(task, shared, &place)?;
     let dir = shared.out.join(&place);
     fs::create_dir_all(dir.parent().unwrap_or(shared.out))?;
-    if let Err(error) = llorch_models::resolve(&task.model, &shared.resolve()) {
-        return Ok(not_run(task, of_model(&error), &error.to_string(), started));
-    }
     let outcome = match pipeline::execute(&request) {
         Ok(outcome) => outcome,
-        // The weights are here: what is wrong is the subject's, or the machine's.
-        Err(error) => {
-            return Ok(not_run(task, RunVerdict::Error, &error.to_string(), started));
-        }
+        Err(error) => return Ok(not_run(task, &error, started)),
     };
     let result = &outcome.result;
     let seen = Run { result, dir: Some(outcome.out.path()) };
@@ -98,20 +85,13 @@ fn run(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<(Outco
         failures.push(format!("{} at {}", parties(row), place_of(row)));
     }
     let made = Outcome {
-        name: task.name.clone(),
-        model: task.model.clone(),
         implementations: result.implementations.iter().map(|i| i.name.clone()).collect(),
-        verdict: result.verdict,
-        says: first_line(result, &checkpoints(result)),
         unchecked: result.unchecked.iter().filter(missing).cloned().collect(),
         failures,
-        seconds: 0.0,
-        record: String::new(),
-        changes: None,
-        news: Vec::new(),
         report: Some(path(&place.join("index.html"))),
         result: Some(path(&place.join(saved::RESULT))),
-        suites: junit_suites(result),
+        suites: junit::suites(result),
+        ..Outcome::new(task, result.verdict, first_line(result, &checkpoints(result)))
     };
     if !shared.keep {
         drop(outcome);
@@ -178,19 +158,19 @@ fn drop_tensors(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Weights that can't be had here and now leave a run INCOMPLETE; a name that can't be meant is an ERROR.
-fn of_model(error: &ModelError) -> RunVerdict {
-    if error.exit_code() == 2 { RunVerdict::Error } else { RunVerdict::Incomplete }
-}
-
-/// Something that could not be run.
-fn not_run(task: &Task, verdict: RunVerdict, why: &str, started: &str) -> (Outcome, Record) {
+/// Something that could not be run. Weights that can't be had leave it INCOMPLETE; all else that stops a
+/// run is its subject's or this machine's, and an ERROR.
+fn not_run(task: &Task, error: &RunError, started: &str) -> (Outcome, Record) {
+    let verdict = match error {
+        RunError::Weights(_) => RunVerdict::Incomplete,
+        _ => RunVerdict::Error,
+    };
     let unchecked = vec![Unchecked {
         what: "the whole run".into(),
         kind: UncheckedKind::Missing,
-        reason: why.to_string(),
+        reason: error.to_string(),
     }];
-    without_figures(task, verdict, why.to_string(), unchecked, Vec::new(), started)
+    without_figures(task, verdict, error.to_string(), unchecked, Vec::new(), started)
 }
 
 fn without_figures(
@@ -204,22 +184,7 @@ fn without_figures(
     let mut record = Record::without_figures(&task.name, &task.model, verdict, started.to_string());
     record.unchecked.clone_from(&unchecked);
     record.failures.clone_from(&failures);
-    let outcome = Outcome {
-        name: task.name.clone(),
-        model: task.model.clone(),
-        implementations: Vec::new(),
-        verdict,
-        says,
-        unchecked,
-        failures,
-        seconds: 0.0,
-        record: String::new(),
-        changes: None,
-        news: Vec::new(),
-        report: None,
-        result: None,
-        suites: Vec::new(),
-    };
+    let outcome = Outcome { unchecked, failures, ..Outcome::new(task, verdict, says) };
     (outcome, record)
 }
 
@@ -231,11 +196,11 @@ fn published(task: &Task, shared: &Shared<'_>, started: &str) -> anyhow::Result<
     let result = match check::check(&asked) {
         Ok(result) => result,
         Err(error) => {
-            let verdict = match &error {
-                CheckError::Model(error) => of_model(error),
-                _ => RunVerdict::Error,
+            let error = match error {
+                CheckError::Model(error) => RunError::from(error),
+                other => RunError::Environment(other.to_string()),
             };
-            return Ok(not_run(task, verdict, &error.to_string(), started));
+            return Ok(not_run(task, &error, started));
         }
     };
     let place = Path::new("runs").join(&task.name);

@@ -4,6 +4,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::outcome::{Night, Outcome};
 use crate::golden::outcome::GoldenResult;
+use crate::report::junit::{case, non_success};
 use crate::result::{RunVerdict, Verdict};
 
 pub fn report(night: &Night) -> anyhow::Result<String> {
@@ -26,12 +27,6 @@ pub fn report(night: &Night) -> anyhow::Result<String> {
     Ok(report.to_string()?)
 }
 
-fn status(kind: NonSuccessKind, word: &str, message: &str) -> TestCaseStatus {
-    let mut status = TestCaseStatus::non_success(kind);
-    status.set_type(word).set_message(message.to_string());
-    status
-}
-
 fn skipped(message: &str) -> TestCaseStatus {
     let mut status = TestCaseStatus::skipped();
     status.set_message(message.to_string());
@@ -44,8 +39,8 @@ fn alone(run: &Outcome) -> TestSuite {
     let status = match run.verdict {
         RunVerdict::Pass | RunVerdict::Warn => TestCaseStatus::success(),
         RunVerdict::Incomplete => skipped(&run.says),
-        RunVerdict::Fail => status(NonSuccessKind::Failure, "FAIL", &run.says),
-        RunVerdict::Error => status(NonSuccessKind::Error, "ERROR", &run.says),
+        RunVerdict::Fail => non_success(NonSuccessKind::Failure, "FAIL", &run.says),
+        RunVerdict::Error => non_success(NonSuccessKind::Error, "ERROR", &run.says),
     };
     let mut case = TestCase::new("verdict", status);
     case.set_classname("llorch.run");
@@ -64,13 +59,11 @@ pub fn answers(result: &GoldenResult) -> TestSuite {
         let status = match answer.verdict {
             Verdict::Pass | Verdict::Warn => TestCaseStatus::success(),
             Verdict::Unchecked => skipped(&format!("UNCHECKED: {}", answer.reason)),
-            Verdict::Fail => status(NonSuccessKind::Failure, "FAIL", &told),
-            Verdict::Error => status(NonSuccessKind::Error, "ERROR", &answer.reason),
+            Verdict::Fail => non_success(NonSuccessKind::Failure, "FAIL", &told),
+            Verdict::Error => non_success(NonSuccessKind::Error, "ERROR", &answer.reason),
         };
-        let mut case = TestCase::new(answer.id.clone(), status);
-        case.set_classname(format!("llorch.published.{}", answer.of));
-        case.set_system_out(told);
-        suite.add_test_case(case);
+        let class = format!("llorch.published.{}", answer.of);
+        suite.add_test_case(case(&answer.id, &class, status, &told));
     }
     suite
 }

@@ -48,8 +48,7 @@ pub fn summary(night: &Night) -> String {
 pub fn first(run: &Outcome) -> &str {
     match (run.failures.first(), &run.report) {
         (Some(failure), _) => failure,
-        // Its verdict stands beside it.
-        (None, None) => run.says.split_once(" · ").map_or(run.says.as_str(), |(_, rest)| rest),
+        (None, None) => run.detail(),
         (None, Some(_)) => "",
     }
 }

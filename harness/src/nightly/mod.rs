@@ -252,7 +252,7 @@ fn text(night: &Night, out: &Path) -> String {
     }
     let width = night.runs.iter().map(|r| r.name.len()).max().unwrap_or(0);
     for run in &night.runs {
-        let says = run.says.split_once(" · ").map_or(run.says.as_str(), |(_, rest)| rest);
+        let says = run.detail();
         lines.push(format!("{:<width$}  {:<10}  {says}", run.name, run.verdict.name()));
     }
     lines.push(String::new());

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::config::Task;
 use crate::history::diff::Changes;
 use crate::result::{RunVerdict, Unchecked};
 
@@ -63,6 +64,31 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// With nothing but what it was and how it ended.
+    pub fn new(task: &Task, verdict: RunVerdict, says: String) -> Outcome {
+        Outcome {
+            name: task.name.clone(),
+            model: task.model.clone(),
+            implementations: Vec::new(),
+            verdict,
+            says,
+            unchecked: Vec::new(),
+            failures: Vec::new(),
+            seconds: 0.0,
+            record: String::new(),
+            changes: None,
+            news: Vec::new(),
+            report: None,
+            result: None,
+            suites: Vec::new(),
+        }
+    }
+
+    /// What it says without the verdict, where that stands beside it.
+    pub fn detail(&self) -> &str {
+        self.says.split_once(" · ").map_or(&self.says, |(_, rest)| rest)
+    }
+
     pub fn is_failure(&self) -> bool {
         matches!(self.verdict, RunVerdict::Fail | RunVerdict::Error)
     }

@@ -17,6 +17,9 @@ use super::ops;
 /// The roundoff of the oracle's own float64: it matters only where float64 is judged.
 const U64: f64 = 1.0 / (1u64 << 53) as f64;
 
+/// What narrower dtypes are added up in.
+const U32: f64 = 1.0 / (1u64 << 24) as f64;
+
 /// The two bounds of one element.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pair {
@@ -27,6 +30,11 @@ pub struct Pair {
 impl Pair {
     fn map(self, f: impl Fn(f64) -> f64) -> Pair {
         Pair { band: f(self.band), bound: f(self.bound) }
+    }
+
+    /// Both with an absolute error besides.
+    pub fn plus(self, least: f64) -> Pair {
+        self.map(|limit| limit + least)
     }
 
     fn zip(self, other: Pair, f: impl Fn(f64, f64) -> f64) -> Pair {
@@ -45,7 +53,15 @@ pub fn gamma(n: usize, u: f64) -> f64 {
 }
 
 /// What n roundings do to a sum, relative to its A.
+///
+/// Who computes in less than f32 still adds in f32: operands are rounded to the narrow dtype once (weights,
+/// and inputs that are captured wider than they are read), the result once, and the sum is f32's. That is
+/// 3u + γₙ(f32) at most. γₙ of the narrow u itself would say nothing: bf16 reaches n·u = 1 at 256 terms.
 pub fn relative(n: usize, u: f64) -> Pair {
+    if u > 2.0 * U32 {
+        let bound = 3.0 * u + gamma(n, U32);
+        return Pair { band: bound, bound };
+    }
     let bound = gamma(n, u);
     Pair { band: bound.min(3.0 * (n as f64).sqrt() * (u + U64)), bound }
 }
@@ -99,8 +115,9 @@ pub fn softmax(scores: &[f64], u: f64) -> Vec<Pair> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let u = u + U64;
     let of = relative(scores.len(), u);
-    // s − max is rounded, and exp makes a relative error of that; the sum sees the mean of those.
-    let shift = |s: f64| u * (s - max).abs();
+    // s − max is rounded, and exp makes a relative error of that; the sum sees the mean of those. Where exp
+    // is exp2 of a product with log2(e), the constant and the product are rounded too.
+    let shift = |s: f64| 3.0 * u * (s - max).abs();
     let mean_shift: f64 = probs.iter().zip(scores).map(|(p, s)| p * shift(*s)).sum();
     let each = |(p, s): (&f64, &f64)| {
         of.map(|sum| {
@@ -169,6 +186,18 @@ mod tests {
         let (truth, bounds) = (ops::softmax(&wide), softmax(&wide, U32));
         for i in 0..scores.len() {
             assert!((f64::from(exp[i] / sum) - truth[i]).abs() <= bounds[i].band, "{i}");
+        }
+        // As tinygrad and GPUs compute exp: exact here but for the rounded argument of exp2.
+        let exp2 = |s: &f32| f64::from((s - max) * std::f32::consts::LOG2_E).exp2();
+        let low: Vec<f64> = scores.iter().map(exp2).collect();
+        let sum: f64 = low.iter().sum();
+        let beyond_one_rounding = |i: usize| {
+            let d = (wide[i] - f64::from(max)).abs();
+            (low[i] / sum - truth[i]).abs() > truth[i] * d * U32
+        };
+        assert!((0..scores.len()).any(beyond_one_rounding));
+        for i in 0..scores.len() {
+            assert!((low[i] / sum - truth[i]).abs() <= bounds[i].band, "{i}");
         }
         for i in -80..80 {
             let x = i as f32 / 8.0;

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use super::disk::human_bytes;
 use super::status::{Status, status};
-use super::{Missing, Provisioner, cargo, engine, find, newest, say_hello, setup_command, uv};
+use super::{
+    Missing, Provisioner, built, cargo, engine, find, newest, say_hello, setup_command, uv,
+};
 use crate::references::{self, Reference};
 
 /// How a check came out.
@@ -57,6 +59,7 @@ pub fn examine(provisioner: &Provisioner, each: &mut dyn FnMut(&Check)) -> Vec<C
     });
     add(cargo_check());
     add(compiler(provisioner));
+    add(cxx_compiler());
     add(disk_check(provisioner));
     add(engine_check(provisioner));
     for reference in references::read_all() {
@@ -144,6 +147,24 @@ fn compiler(provisioner: &Provisioner) -> Check {
     }
 }
 
+/// llama.cpp is built from source.
+fn cxx_compiler() -> Check {
+    let what = "C++ compiler (llamacpp)";
+    match built::cxx_compiler() {
+        Ok(path) => {
+            let version =
+                find::first_line(&path, &["--version"]).unwrap_or_else(|| "doesn't run".into());
+            Check::new(what, State::Good, version, "")
+        }
+        Err(found) => Check::new(
+            what,
+            State::Bad,
+            format!("{found}; llamacpp can't be built"),
+            "install a C++ compiler (Debian, Ubuntu: `apt install g++`), or name one in CXX",
+        ),
+    }
+}
+
 fn has_zig(env: &Path) -> bool {
     let libraries = std::fs::read_dir(env.join("lib")).into_iter().flatten().flatten();
     libraries
@@ -156,7 +177,9 @@ fn disk_check(provisioner: &Provisioner) -> Check {
     let to_come: u64 = references::all()
         .iter()
         .filter(|reference| {
-            !reference.hidden && !matches!(status(provisioner, reference), Status::Ready { .. })
+            !reference.hidden
+                && !reference.only_by_name
+                && !matches!(status(provisioner, reference), Status::Ready { .. })
         })
         .map(|reference| reference.disk_mb * 1_000_000)
         .sum();

@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! <cache>/envs/hf-<hash of the lock file>-py3.11/   a virtual environment
+//! <cache>/envs/llamacpp-<hash of its pins>-cpu-<hash of the processor>-py3.11/   one that compiles (`built`)
 //! <cache>/envs/candle-<hash of its sources>/        a program built by cargo
 //! <cache>/build/candle-<hash of Cargo.lock>/        cargo's build folder for it
 //! <cache>/adapters/<hash>/                          the adapters' sources, extracted
@@ -17,9 +18,10 @@
 //! ```
 //!
 //! Reading order: [`ensure`], `python` and `cargo` (the two kinds of reference), [`newest`] (their newest
-//! releases), `uv`, [`engine`], `pins`, `find`, [`disk`], `stamp`, [`lock`], then what looks after the cache: [`status`],
+//! releases), `built` (what is compiled here), `uv`, [`engine`], `pins`, `find`, [`disk`], `stamp`, [`lock`], then what looks after the cache: [`status`],
 //! [`doctor`], [`prune`].
 
+mod built;
 mod cargo;
 pub mod disk;
 pub mod doctor;
@@ -115,6 +117,8 @@ pub struct Provisioner {
     pub newest: Option<newest::Newest>,
     /// [`disk::free_space`].
     pub free_space: fn(&Path) -> io::Result<u64>,
+    /// What tells this machine's processor from another.
+    pub processor: fn() -> String,
 }
 
 impl Provisioner {
@@ -128,6 +132,7 @@ impl Provisioner {
             uv: None,
             newest: None,
             free_space: disk::free_space,
+            processor: built::processor,
         }
     }
 

@@ -47,7 +47,7 @@ pub fn candidates(
     } else {
         references
             .iter()
-            .filter_map(|reference| python::env_prefix(provisioner, reference))
+            .filter_map(|reference| python::pins_prefix(provisioner, reference))
             .collect()
     };
     let throw_away = of_newest(provisioner, references);
@@ -89,7 +89,7 @@ fn of_newest(provisioner: &Provisioner, references: &[Reference]) -> HashSet<Str
             let newest = Newest { release: Release::Latest, dir: Some(dir.clone()) };
             let release = Provisioner { newest: Some(newest), ..provisioner.clone() };
             match reference.kind {
-                Kind::Python => prefixes.extend(python::env_prefix(&release, reference)),
+                Kind::Python => prefixes.extend(python::pins_prefix(&release, reference)),
                 Kind::Cargo => prefixes.extend([
                     cargo::env_name(&release, reference),
                     cargo::target_name(&release, reference),

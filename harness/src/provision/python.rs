@@ -4,17 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use llorch_models::progress::{Bar, Progress};
-use llorch_trace::hash::sha256_bytes;
 
 use super::disk::human_bytes;
 use super::find::{self, Python};
 use super::lock::{self, BuildLock};
 use super::{
-    Missing, Provisioner, disk, lock_path, pins, say, say_hello, setup_command, stamp, uv,
+    Missing, Provisioner, built, disk, lock_path, pins, say, say_hello, setup_command, stamp, uv,
 };
 use crate::references::Reference;
 use crate::supervise::{
-    AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with,
+    AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_told, run_tool_with,
 };
 
 /// A download of gigabytes over a slow line, but not for ever.
@@ -79,10 +78,18 @@ fn interpreter(env: &Path) -> PathBuf {
     env.join("bin/python")
 }
 
-/// `hf-0123456789abcdef-py`: what the names of all environments for these pins begin with.
+/// `hf-0123456789abcdef-py`: what the names of all environments for these pins begin with that can be used
+/// on this machine.
 pub(super) fn env_prefix(provisioner: &Provisioner, reference: &Reference) -> Option<String> {
+    let pins = pins_prefix(provisioner, reference)?;
+    let processor = reference.build.as_ref().map(|_| built::processor_part(provisioner));
+    Some(format!("{pins}{}py", processor.unwrap_or_default()))
+}
+
+/// The same on any machine that shares the cache: `prune` lets it be.
+pub(super) fn pins_prefix(provisioner: &Provisioner, reference: &Reference) -> Option<String> {
     let lock = provisioner.bytes(&lock_path(reference))?;
-    Some(format!("{}-{}-py", reference.name, &sha256_bytes(&lock)[..16]))
+    Some(built::prefix(provisioner, reference, &lock))
 }
 
 fn env_dir(
@@ -104,6 +111,9 @@ fn build(
     bar: &Bar,
 ) -> Result<(), Missing> {
     let name = &provisioner.called(reference);
+    if reference.build.is_some() {
+        built::check_compilers(name)?;
+    }
     disk::check(name, reference.disk_mb, env, provisioner.free_space)?;
     let shown = pins::telling(reference, &|path| provisioner.text(path));
     let shown = shown.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -117,6 +127,9 @@ fn build(
             env.display()
         ),
     );
+    if let Some(build) = &reference.build {
+        built::announce(build, bar);
+    }
     let uv = uv::ensure(provisioner, &python.path, bar)?;
 
     let began = Instant::now();
@@ -129,18 +142,15 @@ fn build(
     }
     let log = lock::log_path(env);
     let _ = std::fs::remove_file(&log);
+    let give_up = |failure: ToolFailure| {
+        let _ = std::fs::remove_dir_all(env);
+        failed(name, failure.brief())
+    };
     let run = |command: AdapterCommand, what: &str| {
         bar.doing(what);
-        let outcome = run_tool_with(&command, INSTALL_LIMIT, Some(&log), &mut |event| {
-            if let ToolEvent::Line(line) = event {
-                bar.detail(line);
-            }
-        });
+        let outcome = run_tool_told(&command, INSTALL_LIMIT, Some(&log), bar);
         bar.detail("");
-        outcome.map_err(|failure: ToolFailure| {
-            let _ = std::fs::remove_dir_all(env);
-            failed(name, failure.brief())
-        })
+        outcome.map_err(give_up)
     };
     let venv = uv
         .command("uv venv")
@@ -159,7 +169,22 @@ fn build(
         .arg("-r")
         .arg(lock.to_string_lossy())
         .cwd(env);
-    run(install, "downloading and installing")?;
+    match &reference.build {
+        None => drop(run(install, "downloading and installing")?),
+        Some(build) => {
+            bar.doing("downloading");
+            let install =
+                built::prepare(provisioner, reference, build, env, install).map_err(io)?;
+            let watch = built::Watch::new(build);
+            run_tool_with(&install, INSTALL_LIMIT, Some(&log), &mut |event| {
+                if let ToolEvent::Line(line) = event {
+                    watch.line(line, bar);
+                }
+            })
+            .map_err(give_up)?;
+            watch.done(bar);
+        }
+    }
     stamp::write(env, began.elapsed().as_secs_f64()).map_err(io)
 }
 
@@ -195,7 +220,12 @@ fn command(
         failed(name, format!("failed to write the adapters to the cache: {error}"))
     })?;
     let script = root.join("adapters/python").join(&reference.entry);
-    Ok(AdapterCommand::new(name, interpreter(env))
+    let command = AdapterCommand::new(name, interpreter(env));
+    let command = match own_program().filter(|_| reference.calls_llorch_diff) {
+        Some(program) => command.env("LLORCH_DIFF", program.to_string_lossy()),
+        None => command,
+    };
+    Ok(command
         .arg("-u")
         .arg(script.to_string_lossy())
         .env("PYTHONNOUSERSITE", "1")
@@ -205,6 +235,12 @@ fn command(
         // Nothing that an adapter does may reach for the network: the model is on disk.
         .env("HF_HUB_OFFLINE", "1")
         .env("HF_HUB_DISABLE_TELEMETRY", "1"))
+}
+
+/// This program, unless the code is part of another (a test).
+fn own_program() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    program.file_stem().is_some_and(|stem| stem == env!("CARGO_PKG_NAME")).then_some(program)
 }
 
 fn failed(name: &str, reason: String) -> Missing {

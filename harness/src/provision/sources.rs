@@ -12,8 +12,9 @@ use crate::references::Reference;
 const MADE: [&str; 2] = ["target", "__pycache__"];
 
 /// The folders of the repository that a cargo reference is built from.
-pub(super) fn of(reference: &Reference) -> [String; 2] {
-    [format!("adapters/{}/", reference.entry), "harness/trace/".into()]
+pub(super) fn of(reference: &Reference) -> Vec<String> {
+    let packages = std::iter::once(&reference.entry).chain(&reference.also);
+    packages.map(|name| format!("adapters/{name}/")).chain(["harness/trace/".into()]).collect()
 }
 
 /// The paths of all files below the folders, sorted within each.

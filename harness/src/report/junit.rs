@@ -166,13 +166,13 @@ fn exact(value: Option<f64>) -> String {
     value.map_or("not finite".into(), |v| format!("{v:e}"))
 }
 
-fn case(name: &str, class: &str, status: TestCaseStatus, out: &str) -> TestCase {
+pub(crate) fn case(name: &str, class: &str, status: TestCaseStatus, out: &str) -> TestCase {
     let mut case = TestCase::new(name, status);
     case.set_classname(class).set_system_out(out);
     case
 }
 
-fn non_success(kind: NonSuccessKind, what: &str, message: &str) -> TestCaseStatus {
+pub(crate) fn non_success(kind: NonSuccessKind, what: &str, message: &str) -> TestCaseStatus {
     let mut status = TestCaseStatus::non_success(kind);
     status.set_type(what).set_message(message);
     status

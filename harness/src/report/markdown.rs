@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::numbers::{error, index, tolerances, value_at};
 use super::sentences::{
-    checkpoint_sentence, conclusion, first_line, hint, input_line, place, wrong,
+    at_widest, checkpoint_sentence, conclusion, first_line, hint, input_line, place, wrong,
 };
 use super::view::{CheckpointView, checkpoints, pairs, widest};
 use super::{Exporter, Run, Style, stages};
@@ -64,7 +64,7 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
     let (with_ours, _) = pairs(result);
     for view in views {
         let largest = widest(&view.lines, &with_ours);
-        let figure = largest.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+        let figure = largest.row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
         row(
             out,
             &[
@@ -76,9 +76,7 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>]) {
                 figure.unwrap_or("-".into()),
                 match view.is_inherited(subject) {
                     true => "inherited: each stage here is right by itself".into(),
-                    false => {
-                        largest.map(|r| format!("{}, {}", r.b, place(r))).unwrap_or("-".into())
-                    }
+                    false => at_widest(&largest),
                 },
             ],
         );

@@ -11,7 +11,7 @@ pub(crate) mod github;
 mod heat;
 pub(crate) mod html;
 mod json;
-mod junit;
+pub(crate) mod junit;
 pub(crate) mod markdown;
 pub(crate) mod numbers;
 mod releases;
@@ -31,7 +31,6 @@ use std::path::Path;
 
 use crate::result::RunResult;
 
-pub(crate) use junit::suites as junit_suites;
 pub use numbers::{error, row_values, values};
 pub use sentences::{verdict_line, wrong};
 pub use shown::Shown;

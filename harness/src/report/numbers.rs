@@ -13,6 +13,11 @@ pub fn error(value: Option<f64>) -> String {
     }
 }
 
+/// Three digits, for what is compared by eye with a figure beside it.
+pub fn figure(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
+}
+
 pub fn tolerance(value: f64) -> String {
     match value {
         0.0 => "exact".into(),

@@ -1,7 +1,7 @@
 //! A result in words.
 
 use super::numbers::{error, list};
-use super::view::{CheckpointView, Pair, confirmed, pairs, widest};
+use super::view::{CheckpointView, Pair, Widest, confirmed, pairs, widest};
 use crate::text::{count, pattern};
 use llorch_models::published;
 
@@ -262,7 +262,8 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
     if parts.is_empty() {
         parts.push(format!("{subject} was checked by no reference"));
     }
-    if let Some(row) = widest(&view.lines, &among) {
+    let widest = widest(&view.lines, &among);
+    if let Some(row) = widest.row {
         let error = row.metrics.as_ref().and_then(|m| m.max_abs);
         parts.push(match error {
             Some(0.0) => "the references agree bit for bit".into(),
@@ -274,6 +275,9 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
                 row.point
             ),
         });
+    }
+    if let Some((who, size)) = widest.declared() {
+        parts.push(format!("with {}, as declared, within {}", names(who), error(Some(size))));
     }
     // A norm before its gain and bias is held to what any norm is, not to another tensor.
     let own = view.lines.iter().flat_map(|l| l.rows.iter());
@@ -290,6 +294,21 @@ pub fn checkpoint_sentence(result: &RunResult, view: &CheckpointView<'_>) -> Str
 fn is_norm(row: &Row) -> bool {
     use llorch_trace::Stage;
     matches!(row.point.stage, Stage::Ln1 | Stage::Ln2 | Stage::LnF)
+}
+
+/// Whose largest error it is and where; then the larger one that somebody declares.
+pub fn at_widest(widest: &Widest<'_>) -> String {
+    let row = widest.row.map(|r| format!("{}, {}", r.b, place(r)));
+    let declared = widest
+        .declared()
+        .map(|(who, size)| format!("{} {}, as declared", names(who), error(Some(size))));
+    let parts: Vec<String> = [row, declared].into_iter().flatten().collect();
+    if parts.is_empty() { "-".into() } else { parts.join("; ") }
+}
+
+/// `x and y`.
+fn names(of: &[String]) -> String {
+    list(&of.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// What to look at first, for a row that failed.

@@ -9,9 +9,9 @@ use comfy_table::{
 
 use super::numbers::{error, index, list, row_values, seconds, tolerances, value_at};
 use super::sentences::{
-    checkpoint_sentence, conclusion, first_line, hint, input_line, parties, place, wrong,
+    at_widest, checkpoint_sentence, conclusion, first_line, hint, input_line, parties, place, wrong,
 };
-use super::view::{CheckpointView, Pair, PointLine, checkpoints, pairs, widest};
+use super::view::{CheckpointView, Pair, PointLine, Widest, checkpoints, pairs, widest};
 use super::{Exporter, Run, Style, stages};
 use crate::result::{CaseRecord, Role, Row, RunResult, RunVerdict, Status, Verdict};
 
@@ -90,14 +90,14 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
     let (with_ours, _) = pairs(result);
     for view in views {
         let largest = widest(&view.lines, &with_ours);
-        let figure = largest.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
+        let figure = largest.row.and_then(|r| r.metrics.as_ref()).map(|m| error(m.max_abs));
         table.add_row(vec![
             Cell::new(view.number).set_alignment(CellAlignment::Right),
             Cell::new(view.name),
             verdict_cell(view.verdict, style),
             Cell::new(format!("{} semantics, {} kernels", view.semantics, view.kernels)),
             Cell::new(figure.unwrap_or("-".into())),
-            Cell::new(largest_or_first(result, view, largest)),
+            Cell::new(largest_or_first(result, view, &largest)),
         ]);
     }
     let _ = writeln!(out, "\n{}", whole_words(table));
@@ -123,19 +123,14 @@ fn summary(out: &mut String, result: &RunResult, views: &[CheckpointView<'_>], s
 }
 
 /// Where to look: the first failure in data-flow order, or the largest error where nothing failed.
-fn largest_or_first(
-    result: &RunResult,
-    view: &CheckpointView<'_>,
-    largest: Option<&Row>,
-) -> String {
+fn largest_or_first(result: &RunResult, view: &CheckpointView<'_>, largest: &Widest<'_>) -> String {
     let subject = result.subject_name();
     if view.is_inherited(subject) {
         return "inherited: each stage here is right by itself".into();
     }
-    match (view.first_failure(subject), largest) {
-        (Some(row), _) => format!("first at {}, {}", place(row), parties(row)),
-        (None, Some(row)) => format!("{}, {}", row.b, place(row)),
-        (None, None) => "-".into(),
+    match view.first_failure(subject) {
+        Some(row) => format!("first at {}, {}", place(row), parties(row)),
+        None => at_widest(largest),
     }
 }
 
@@ -224,9 +219,7 @@ fn cell(line: &PointLine<'_>, pair: &Pair, style: &Style) -> Cell {
 }
 
 fn widest_pair(line: &PointLine<'_>, among: &[Pair]) -> String {
-    let widest = among.iter().filter_map(|p| line.cell(p)?.1);
-    let size = |r: &&Row| r.metrics.as_ref().and_then(|m| m.max_abs).unwrap_or(f64::INFINITY);
-    match widest.max_by(|x, y| size(x).total_cmp(&size(y))) {
+    match widest(std::slice::from_ref(line), among).row {
         None => "-".into(),
         Some(r) => format!("{} {}–{}", error(r.metrics.as_ref().and_then(|m| m.max_abs)), r.a, r.b),
     }
@@ -326,6 +319,20 @@ fn generations(out: &mut String, result: &RunResult, style: &Style) {
     if rows > 0 {
         let _ = writeln!(out, "\nGenerated text\n{}", whole_words(table));
     }
+}
+
+/// Markdown; or as wide as the terminal, and so many columns where there is none.
+pub(crate) fn plain_table(markdown: bool, columns: u16) -> Table {
+    use std::io::IsTerminal;
+    let mut table = Table::new();
+    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
+    if !markdown {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        if !std::io::stdout().is_terminal() {
+            table.set_width(columns);
+        }
+    }
+    table
 }
 
 pub(crate) fn new_table(style: &Style) -> Table {

@@ -261,6 +261,29 @@ fn beyond_three_references_the_spread_stands_for_the_pairs() {
 }
 
 #[test]
+fn what_is_declared_stands_beside_the_largest_error_and_does_not_hide_it() {
+    let mut result = honest();
+    for (a, b) in [("ours", "candle"), ("hf", "candle")] {
+        let mut declared = row(a, b, 1, 2, 4e-3, Verdict::Pass);
+        declared.deviates = vec!["candle".into()];
+        result.rows.push(declared);
+    }
+    let text = table(&result);
+    let largest = text.lines().find(|l| l.contains("QKV projection")).unwrap();
+    assert!(largest.contains("8.0e-7") && largest.contains("candle, h.1.attn.q"), "{text}");
+    assert!(largest.contains("; candle 4.0e-3, as declared"), "{text}");
+    assert!(
+        text.contains(
+            "the references agree within 1.2e-6, widest hf–candle at h.1.attn.q; with candle, as \
+             declared, within 4.0e-3."
+        ),
+        "{text}"
+    );
+    let markdown = render(&result, Format::Md, &Style::default()).unwrap();
+    assert!(markdown.contains("; candle 4.0e-3, as declared"), "{markdown}");
+}
+
+#[test]
 fn agreement_with_itself_is_no_pass() {
     let mut result = honest();
     for r in result.rows.iter_mut().filter(|r| r.a == "ours") {

@@ -222,8 +222,35 @@ pub fn pairs(result: &RunResult) -> (Vec<Pair>, Vec<Pair>) {
     (with_ours, among)
 }
 
-/// The widest pair among `pairs` at these lines: its largest error and where.
-pub fn widest<'a>(lines: &[PointLine<'a>], pairs: &[Pair]) -> Option<&'a Row> {
-    let all = lines.iter().flat_map(|l| pairs.iter().filter_map(|p| l.cell(p)?.1));
-    all.max_by(|x, y| size(x).total_cmp(&size(y)))
+/// The widest of some pairs.
+#[derive(Clone, Copy)]
+pub struct Widest<'a> {
+    /// The largest difference of two that should agree, and where.
+    pub row: Option<&'a Row>,
+    /// A larger one that somebody declares: a figure of its own, lest it hide the one above.
+    pub declared: Option<&'a Row>,
+}
+
+impl<'a> Widest<'a> {
+    /// Whose deviation the declared one is, and how large it is.
+    pub fn declared(&self) -> Option<(&'a [String], f64)> {
+        let row = self.declared?;
+        Some((&row.deviates, size(row)))
+    }
+}
+
+/// The widest pair among `pairs` at these lines.
+pub fn widest<'a>(lines: &[PointLine<'a>], pairs: &[Pair]) -> Widest<'a> {
+    let (mut row, mut declared) = (None, None);
+    let rows = lines.iter().flat_map(|l| pairs.iter().flat_map(|p| l.of_pair(p)));
+    for r in rows.filter(|r| r.metrics.is_some()) {
+        // What is wrong isn't excused by a deviation beside it.
+        let excused = !r.deviates.is_empty() && r.verdict == Verdict::Pass;
+        let largest: &mut Option<&Row> = if excused { &mut declared } else { &mut row };
+        if largest.is_none_or(|l| size(l) <= size(r)) {
+            *largest = Some(r);
+        }
+    }
+    let larger = |d: &&Row| row.is_none_or(|r| size(d) > size(r));
+    Widest { row, declared: declared.filter(larger) }
 }

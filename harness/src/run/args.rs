@@ -74,8 +74,9 @@ pub struct Common {
 
     /// Compare with this reference: NAME, NAME:VARIANT, either with @latest behind it for its newest
     /// release instead of the pinned one (hf@latest), or NAME=COMMAND for any program that speaks the
-    /// adapter protocol; may be repeated [default: hf, tinygrad and candle]
-    #[arg(long = "ref", value_name = "NAME[:VARIANT][@latest]|NAME=COMMAND")]
+    /// adapter protocol, or all for every reference that `llorch-diff adapters list` shows, but those that
+    /// take long to build; may be repeated [default: hf, tinygrad, candle and llamacpp]
+    #[arg(long = "ref", value_name = "NAME[:VARIANT][@latest]|NAME=COMMAND|all")]
     pub references: Vec<String>,
 
     /// The implementation under test: a command that speaks the adapter protocol, split into words

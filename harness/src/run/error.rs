@@ -14,6 +14,9 @@ pub enum RunError {
     /// Exit code 3: nothing can run here and now.
     #[error("{0}")]
     Environment(String),
+    /// Exit code 3: the weights can't be had here and now.
+    #[error("{0}")]
+    Weights(String),
     /// Exit code 5: the subject fails before there is anything to compare.
     #[error("{0}")]
     Subject(String),
@@ -23,7 +26,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RunError::Usage(_) => 2,
-            RunError::Environment(_) => 3,
+            RunError::Environment(_) | RunError::Weights(_) => 3,
             RunError::Subject(_) => 5,
         }
     }
@@ -51,7 +54,7 @@ impl From<llorch_models::ModelError> for RunError {
     fn from(error: llorch_models::ModelError) -> RunError {
         match error.exit_code() {
             2 => RunError::Usage(error.to_string()),
-            _ => RunError::Environment(error.to_string()),
+            _ => RunError::Weights(error.to_string()),
         }
     }
 }

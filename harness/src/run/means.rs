@@ -11,7 +11,7 @@ use crate::supervise::Limits;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Precision {
-    /// What is computed in: f32, f64, f16 or bf16
+    /// What is computed in: f32, f64, f16 or bf16. f16 and bf16 ask the subject alone; references stay in f32
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = float)]
     pub dtype: Dtype,
 }

@@ -199,7 +199,7 @@ impl Run<'_> {
         let first = match subject {
             Contact::Adapter(command) => {
                 let mut first = collect(command, Role::Subject, &settings, progress)?;
-                if let Some(daemon) = self.request.subject.daemon(command) {
+                if let Some(daemon) = self.request.subject.daemon(command, settings.dtype) {
                     first.served = served::ask(&daemon, &first.name, &settings, progress);
                 }
                 first
@@ -407,17 +407,32 @@ impl Jury<'_, '_> {
         if evidence[last].missing.is_some() {
             return false;
         }
-        evidence.swap(1, last);
         let run = self.run;
-        // Stages are recomputed once, when all have answered.
+        // Less than f32 is judged by its stages, and those are recomputed once, when all have answered.
+        for e in [&evidence[0], &evidence[last]] {
+            if let Some(dtype) = e.narrow() {
+                let name = &evidence[last].name;
+                run.progress.say(&format!(
+                    "{name}: judged at the end, because {} computes in {dtype}",
+                    e.name
+                ));
+                return false;
+            }
+        }
+        evidence.swap(1, last);
         let options = JudgeOptions { stages: false, ..JudgeOptions::default() };
         let isolation = run.isolation.as_ref();
         let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
+        let declares = |e: &&Evidence| e.hello.as_ref().is_some_and(|h| !h.deviations.is_empty());
+        let deviating = evidence[..2].iter().find(declares).map(|e| e.name.as_str());
         // With a strategy, what it leaves out is not told here either.
         if run.request.strategy.is_none() {
-            tell_pair(run.progress, &evidence[0].name, &evidence[1].name, &verdicts.rows);
+            let pair = (evidence[0].name.as_str(), evidence[1].name.as_str());
+            tell_pair(run.progress, pair, deviating, &verdicts.rows);
         }
+        let failed = verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail);
+        let failed = failed && deviating.is_none();
         evidence.swap(1, last);
-        verdicts.rows.iter().any(|row| row.verdict == Verdict::Fail)
+        failed
     }
 }

@@ -2,30 +2,40 @@
 //! at the end, on stdout.
 
 use llorch_models::progress::Progress;
+use llorch_trace::Checkpoint;
 use llorch_trace::points::CHECKPOINTS;
 
 use crate::result::{Row, RowKind, Verdict};
 
 /// One line for each checkpoint of a pair: its worst verdict and where.
-pub(super) fn tell_pair(progress: &Progress, a: &str, b: &str, rows: &[Row]) {
-    let lines: Vec<String> = CHECKPOINTS
-        .iter()
-        .filter_map(|checkpoint| {
-            let of_pair = |r: &&Row| {
-                r.checkpoint == checkpoint.number && r.kind == RowKind::Pair && r.a == a && r.b == b
+///
+/// `deviating` declares deviations: whether a FAIL only follows from one is known when its stages have
+/// been recomputed, so that here it is none yet.
+pub(super) fn tell_pair(
+    progress: &Progress,
+    (a, b): (&str, &str),
+    deviating: Option<&str>,
+    rows: &[Row],
+) {
+    let worst = |number: u8| {
+        let of_pair =
+            |r: &&Row| r.checkpoint == number && r.kind == RowKind::Pair && r.a == a && r.b == b;
+        // Of equals `max_by` takes the last.
+        rows.iter().rev().filter(of_pair).max_by(|x, y| order(x, y))
+    };
+    let worst: Vec<_> = CHECKPOINTS.iter().filter_map(|c| Some((c, worst(c.number)?))).collect();
+    match worst.as_slice() {
+        [] => {}
+        // Who shows nothing at all has one reason for it.
+        [(_, first), ..] if worst.iter().all(|(_, r)| r.verdict == Verdict::Unchecked) => {
+            progress.say(&format!("  all           {a}–{b}: {}", told(first, deviating)));
+        }
+        all => {
+            let line = |(c, row): &(&Checkpoint, &Row)| {
+                format!("  {:>2} {:<10} {a}–{b}: {}", c.number, c.slug, told(row, deviating))
             };
-            // Of equals `max_by` takes the last.
-            let worst = rows.iter().rev().filter(of_pair).max_by(|x, y| order(x, y))?;
-            Some(format!(
-                "  {:>2} {:<10} {a}–{b}: {}",
-                checkpoint.number,
-                checkpoint.slug,
-                told(worst)
-            ))
-        })
-        .collect();
-    if !lines.is_empty() {
-        progress.say(&lines.join("\n"));
+            progress.say(&all.iter().map(line).collect::<Vec<_>>().join("\n"));
+        }
     }
 }
 
@@ -46,7 +56,7 @@ fn order(x: &Row, y: &Row) -> std::cmp::Ordering {
     v.cmp(&w).then(d.total_cmp(&e))
 }
 
-fn told(row: &Row) -> String {
+fn told(row: &Row, deviating: Option<&str>) -> String {
     let at = format!("at {}, step {} of {}", row.point, row.step, row.case);
     let reason = if row.reason.is_empty() {
         String::new()
@@ -58,7 +68,13 @@ fn told(row: &Row) -> String {
         (Verdict::Unchecked, _) => format!("UNCHECKED{reason}"),
         (Verdict::Pass, Some(0.0)) => format!("PASS, equal{reason}"),
         (verdict, Some(difference)) => {
-            format!("{}, largest difference {difference:.1e} {at}{reason}", verdict.name())
+            let largest = format!("largest difference {difference:.1e} {at}");
+            match deviating.filter(|_| verdict == Verdict::Fail) {
+                Some(who) => {
+                    format!("{largest}; judged at the end, because {who} declares a deviation")
+                }
+                None => format!("{}, {largest}{reason}", verdict.name()),
+            }
         }
         (Verdict::Pass, None) => format!("PASS{reason}"),
         (verdict, None) => format!("{} {at}{reason}", verdict.name()),

@@ -6,7 +6,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::time::{Duration, Instant};
 
-use super::command::{AdapterCommand, SCRUBBED};
+use super::command::{AdapterCommand, OF_CARGO, SCRUBBED};
 use super::group::{self, Group};
 
 /// How a process ended.
@@ -108,6 +108,11 @@ impl Child {
         for name in SCRUBBED {
             expression = expression.env_remove(name);
         }
+        for (name, _) in std::env::vars_os() {
+            if OF_CARGO.iter().any(|of_cargo| name.to_string_lossy().starts_with(of_cargo)) {
+                expression = expression.env_remove(name);
+            }
+        }
         if let Some(dir) = &command.cwd {
             expression = expression.dir(dir);
         }
@@ -136,6 +141,13 @@ impl Child {
     pub(crate) fn wait(&self, limit: Duration) -> Option<ExitState> {
         let deadline = Instant::now() + limit;
         exit_state(self.handle.wait_deadline(deadline).ok()??)
+    }
+
+    /// Waits for what an ended process has started to end as well.
+    pub(crate) fn settle(&self, within: Duration) {
+        if self.exit().is_some() {
+            self.group.settle(within);
+        }
     }
 
     /// Ends the whole group: TERM, `grace`, KILL. Nothing to do for one that ended by itself but

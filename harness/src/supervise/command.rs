@@ -33,6 +33,12 @@ pub const SCRUBBED: [&str; 8] = [
     "CONDA_PREFIX",
 ];
 
+/// What cargo sets for a program that it runs (`cargo run`, `cargo test`), by the beginning of the name. It
+/// is about our own packages: a build below us takes it for a changed setting, and compiles ring and all
+/// that depends on it again, and then once more for who runs cargo by hand.
+pub const OF_CARGO: [&str; 5] =
+    ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
+
 /// A command line that can't be split into words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
@@ -93,6 +99,13 @@ impl AdapterCommand {
             Some(program) => Ok(Self { env, ..Self::new(name, program).args(words) }),
             None => Err(CommandError::Empty { name }),
         }
+    }
+
+    /// Why it did not start, for who gave the command.
+    pub fn failed_to_start(&self, error: &std::io::Error) -> String {
+        let folder = self.program.is_dir();
+        let hint = if folder { " (a folder; expected a program and its arguments)" } else { "" };
+        format!("failed to start {}: {error}{hint}", self.display())
     }
 
     /// The command as a line that can be pasted into a shell, environment in front.

@@ -117,6 +117,18 @@ impl Group {
         killed
     }
 
+    /// Waits for what the leader started to end by itself: some helpers notice its end a moment later.
+    pub(crate) fn settle(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        loop {
+            self.reap();
+            if group_is_empty(self.leader()) || Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Takes the group off the list without touching it.
     pub(crate) fn forget(&self) {
         registry().groups.retain(|group| group != self);

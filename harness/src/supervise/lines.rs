@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// The longest line that is taken. A `run` of 1,024 tokens answers in lines of a few kilobytes;
 /// a `hello` with a recipe for every point in less than 100.
@@ -38,8 +38,25 @@ impl Lines {
         let shared = Arc::clone(&pending);
         std::thread::Builder::new()
             .name(format!("{name} stdout"))
-            .spawn(move || split(source, LINE_CAP, &sender, &shared))?;
+            .spawn(move || split(source, LINE_CAP, &|line| sender.send(line).is_ok(), &shared))?;
         Ok(Self { receiver, pending })
+    }
+
+    /// Drains several streams into one channel, each line with its stream's number: who listens need not choose
+    /// which one to wait for. It is disconnected when all have ended.
+    pub(crate) fn merge(
+        sources: Vec<Box<dyn Read + Send>>,
+        name: &str,
+    ) -> std::io::Result<Receiver<(usize, Line)>> {
+        let (sender, receiver) = sync_channel(BACKLOG);
+        for (index, source) in sources.into_iter().enumerate() {
+            let sender = sender.clone();
+            std::thread::Builder::new().name(format!("{name} output")).spawn(move || {
+                let send = |line| sender.send((index, line)).is_ok();
+                split(source, LINE_CAP, &send, &AtomicUsize::new(0));
+            })?;
+        }
+        Ok(receiver)
     }
 
     /// Bytes of a line that hasn't ended yet.
@@ -48,7 +65,8 @@ impl Lines {
     }
 }
 
-fn split(mut source: impl Read, cap: usize, sink: &SyncSender<Line>, pending: &AtomicUsize) {
+/// `send` says whether anybody listens still; the pipe is drained all the same.
+fn split(mut source: impl Read, cap: usize, send: &dyn Fn(Line) -> bool, pending: &AtomicUsize) {
     let mut buffer = vec![0; 64 << 10];
     let mut line = Vec::new();
     let mut skipping = false; // inside a line that was already reported as too long
@@ -69,13 +87,12 @@ fn split(mut source: impl Read, cap: usize, sink: &SyncSender<Line>, pending: &A
                 if line.len() > cap {
                     skipping = true;
                     line.truncate(200);
-                    // A send fails when nobody listens any more; the pipe is drained all the same.
-                    let _ = sink.send(Line::TooLong(std::mem::take(&mut line)));
+                    send(Line::TooLong(std::mem::take(&mut line)));
                 }
             }
             if ends {
                 if !skipping {
-                    let _ = sink.send(Line::Whole(std::mem::take(&mut line)));
+                    send(Line::Whole(std::mem::take(&mut line)));
                 }
                 skipping = false;
             }
@@ -83,7 +100,7 @@ fn split(mut source: impl Read, cap: usize, sink: &SyncSender<Line>, pending: &A
         pending.store(line.len(), Ordering::Relaxed);
     }
     if !line.is_empty() {
-        let _ = sink.send(Line::Unfinished(line));
+        send(Line::Unfinished(line));
     }
 }
 
@@ -121,7 +138,7 @@ mod tests {
 
     fn lines(bytes: &'static [u8], cap: usize) -> Vec<Line> {
         let (sender, receiver) = sync_channel(100);
-        split(bytes, cap, &sender, &AtomicUsize::new(0));
+        split(bytes, cap, &|line| sender.send(line).is_ok(), &AtomicUsize::new(0));
         drop(sender);
         receiver.into_iter().collect()
     }

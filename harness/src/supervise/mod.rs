@@ -12,9 +12,9 @@
 //! - **Ctrl-C** ends all groups and leaves nothing behind ([`on_interrupt`]).
 //!
 //! Reading order: [`AdapterCommand`] says what to run, [`Limits`] for how long, `child` is one
-//! running process, [`Session`] the protocol conversation with an adapter, [`Service`] a program
-//! that runs until it is stopped (the daemon), [`run_tool`] one that ends by itself; [`Failure`] is
-//! what can go wrong.
+//! running process, [`Session`] the protocol conversation with an adapter, [`Dialogue`] one in raw
+//! lines, [`Service`] a program that runs until it is stopped (the daemon), [`run_tool`] one that ends by
+//! itself; [`Failure`] is what can go wrong.
 //!
 //! Linux only: descendants that leave the process group (`setsid`, double fork) are still found
 //! and ended, because the harness makes itself their subreaper and recognises them by a mark in
@@ -23,6 +23,7 @@
 
 mod child;
 mod command;
+mod dialogue;
 mod failure;
 mod group;
 mod interrupt;
@@ -35,6 +36,7 @@ mod tool;
 
 pub use child::{ExitState, Forced};
 pub use command::{AdapterCommand, CommandError};
+pub use dialogue::{Dialogue, Heard};
 pub use failure::{Failure, FailureKind};
 pub use group::{group_is_empty, live_groups};
 pub(crate) use interrupt::await_exit;
@@ -43,4 +45,6 @@ pub use limits::Limits;
 pub use service::Service;
 pub use session::{Finished, Session};
 pub use stderr_log::StderrSummary;
-pub use tool::{ToolEvent, ToolFailure, ToolFailureKind, ToolOutput, run_tool, run_tool_with};
+pub use tool::{
+    ToolEvent, ToolFailure, ToolFailureKind, ToolOutput, run_tool, run_tool_told, run_tool_with,
+};

@@ -88,15 +88,18 @@ impl Session {
         self.wire.child.pid()
     }
 
-    /// Loads a model. Returns the adapter's own figure in seconds, else the time that we measured.
-    pub fn load(&mut self, model_dir: &Path, dtype: Dtype, threads: usize) -> Result<f64, Failure> {
-        let began = Instant::now();
+    /// Loads a model. Returns the dtype that the adapter computes in: the one asked for, unless it says
+    /// another.
+    pub fn load(
+        &mut self,
+        model_dir: &Path,
+        dtype: Dtype,
+        threads: usize,
+    ) -> Result<Dtype, Failure> {
         let deadline = Deadline::new("load", FailureKind::LoadTimeout, self.limits.load);
         self.wire.send(&Request::Load { model_dir: model_dir.to_owned(), dtype, threads })?;
         match self.wire.receive(&deadline)? {
-            Response::Loaded { seconds } => {
-                Ok(seconds.unwrap_or_else(|| began.elapsed().as_secs_f64()))
-            }
+            Response::Loaded { dtype: declared, .. } => Ok(declared.unwrap_or(dtype)),
             Response::Error(error) => Err(self.wire.reported(&error)),
             other => Err(self.wire.unexpected("loaded", &other)),
         }
@@ -437,7 +440,7 @@ impl Wire {
 
 /// Writes what it is sent until the sender is dropped or the child closes its end; then the pipe
 /// is closed. Only this thread can be held up by a child that never reads.
-fn write_in_thread(
+pub(super) fn write_in_thread(
     mut pipe: impl Write + Send + 'static,
     name: &str,
 ) -> std::io::Result<Sender<Vec<u8>>> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use llorch_models::progress::human_time;
+use llorch_models::progress::{Bar, human_time};
 
 use super::child::{Child, ExitState, Role};
 use super::command::AdapterCommand;
@@ -64,6 +64,20 @@ pub fn run_tool(
     run_tool_with(command, timeout, log, &mut |_| {})
 }
 
+/// Like [`run_tool`], with its last line of output behind a bar.
+pub fn run_tool_told(
+    command: &AdapterCommand,
+    timeout: Duration,
+    log: Option<&Path>,
+    bar: &Bar,
+) -> Result<ToolOutput, ToolFailure> {
+    run_tool_with(command, timeout, log, &mut |event| {
+        if let ToolEvent::Line(line) = event {
+            bar.detail(line);
+        }
+    })
+}
+
 /// Like [`run_tool`], telling `watch` what happens meanwhile.
 pub fn run_tool_with(
     command: &AdapterCommand,
@@ -99,35 +113,28 @@ pub fn run_tool_with(
         None => None,
     };
     let (mut child, pipes) = Child::spawn(command, Role::Tool).map_err(refused)?;
-    let streams = [
-        Lines::drain(pipes.stdout, name).map_err(refused)?,
-        Lines::drain(pipes.stderr, name).map_err(refused)?,
-    ];
+    let lines = Lines::merge(vec![Box::new(pipes.stdout), Box::new(pipes.stderr)], name)
+        .map_err(refused)?;
 
     let began = Instant::now();
     let mut next_tick = Duration::from_secs(1);
     let mut stdout = String::new();
     let mut tails: [Vec<String>; 2] = Default::default();
-    let mut open = [true, true];
+    let mut open = true;
     let mut quiet_since_exit = None;
     loop {
-        let mut heard = false;
-        for (index, stream) in streams.iter().enumerate() {
-            // One stream is waited for while it is open, the other only looked at.
-            let patience = if index == 0 { Duration::from_millis(20) } else { Duration::ZERO };
-            let line = match stream.receiver.recv_timeout(if open[index] {
-                patience
-            } else {
-                Duration::ZERO
-            }) {
-                Ok(Line::Whole(line) | Line::Unfinished(line) | Line::TooLong(line)) => line,
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => {
-                    open[index] = false;
-                    continue;
-                }
-            };
-            heard = true;
+        let line = match lines.recv_timeout(Duration::from_millis(20)) {
+            Ok((index, Line::Whole(line) | Line::Unfinished(line) | Line::TooLong(line))) => {
+                Some((index, line))
+            }
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                open = false;
+                None
+            }
+        };
+        let heard = line.is_some();
+        if let Some((index, line)) = line {
             let text = String::from_utf8_lossy(&line);
             if let Some(file) = &mut log_file {
                 let _ = writeln!(file, "{text}"); // a full disk shows in the tool's own failure
@@ -167,16 +174,14 @@ pub fn run_tool_with(
             continue;
         }
         let Some(exit) = child.exit() else {
-            if open == [false, false] {
+            if !open {
                 std::thread::sleep(Duration::from_millis(5));
-            } else if !open[0] {
-                std::thread::sleep(Duration::from_millis(10));
             }
             continue;
         };
         // A background process that holds a pipe must not hold us: a short silence is the end.
         let since = *quiet_since_exit.get_or_insert_with(Instant::now);
-        if open != [false, false] && since.elapsed() < Duration::from_millis(200) {
+        if open && since.elapsed() < Duration::from_millis(200) {
             continue;
         }
         child.release();

@@ -41,6 +41,8 @@ pub struct RunRequest {
     pub sampling: Sampling,
     #[serde(default)]
     pub inject: Vec<Inject>,
+    /// Empty where nothing is captured, and none was given.
+    #[serde(default)]
     pub out_dir: PathBuf,
 }
 
@@ -108,6 +110,9 @@ pub enum Response {
     Loaded {
         #[serde(default)]
         seconds: Option<f64>,
+        /// What is computed in, where that isn't what was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dtype: Option<Dtype>,
     },
     Tokens {
         id: String,

@@ -147,16 +147,7 @@ fn take_place(dir: &Path, swap: &Swap) -> Result<(), Stop> {
             dir.join(STAGE).display()
         )));
     }
-    let moved = match place.exists() {
-        true => match disk::exchange(&place, &staged) {
-            Ok(true) => Ok(()),
-            // In two steps: in between there is no bundle of that name.
-            Ok(false) => disk::rename(&place, &aside).and_then(|()| disk::rename(&staged, &place)),
-            Err(error) => Err(error),
-        },
-        false => disk::rename(&staged, &place),
-    };
-    moved.map_err(|e| failed("replace", &place, &e))
+    disk::replace(&place, &staged, &aside).map_err(|e| failed("replace", &place, &e))
 }
 
 pub fn manifest_sha256(bundle: &Path) -> Result<Option<String>, Stop> {

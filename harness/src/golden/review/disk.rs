@@ -37,8 +37,20 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// A folder in the place of another, if there is one. Where two can't change places at once, the old one
+/// goes to `aside`, and in between there is none.
+pub fn replace(place: &Path, new: &Path, aside: &Path) -> io::Result<()> {
+    if !place.exists() {
+        return rename(new, place);
+    }
+    match exchange(place, new)? {
+        true => Ok(()),
+        false => rename(place, aside).and_then(|()| rename(new, place)),
+    }
+}
+
 /// Two folders change places at once; false where the file system can't do that.
-pub fn exchange(a: &Path, b: &Path) -> io::Result<bool> {
+fn exchange(a: &Path, b: &Path) -> io::Result<bool> {
     let exchanged = try_exchange(a, b)?;
     if exchanged {
         step();

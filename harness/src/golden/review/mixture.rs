@@ -27,7 +27,8 @@ pub fn write(pair: &Pair, accepted: &[&Unit], to: &Path) -> Result<(), Stop> {
     }
 }
 
-fn copied(bundle: &Bundle, to: &Path) -> Result<(), Stop> {
+/// The bundle as it is, to the byte.
+pub fn copied(bundle: &Bundle, to: &Path) -> Result<(), Stop> {
     std::fs::create_dir_all(to).map_err(|e| failed("create", to, &e))?;
     for file in [TENSORS, MANIFEST] {
         let target = to.join(file);

@@ -29,7 +29,7 @@ use self::decide::{Decision, decide};
 use self::pending::Pending;
 use self::place::Place;
 use self::view::{Decided, Review};
-use super::stop::Stop;
+use super::stop::{self, Stop};
 use crate::report::Format;
 
 /// Review what `golden record` recorded: show old against new, accept or reject one by one.
@@ -77,13 +77,7 @@ fn reason(text: &str) -> Result<String, String> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    match review(args) {
-        Ok(code) => Ok(code),
-        Err(Stop { code, message }) => {
-            llorch_models::errln!("error: {message}");
-            Ok(code)
-        }
-    }
+    Ok(stop::exit_code(review(args)))
 }
 
 fn review(args: &Args) -> Result<u8, Stop> {
@@ -146,7 +140,7 @@ fn review(args: &Args) -> Result<u8, Stop> {
             ask::ask(&place, &mut review, reason, &mut input, &mut out)?;
             let left = review.pending.len();
             drop(out);
-            print_text(&format!("{} decided, {left} pending", review.decided.len()))?;
+            stop::print(&format!("{} decided, {left} pending", review.decided.len()))?;
         } else {
             print(args, &review)?;
         }
@@ -155,13 +149,9 @@ fn review(args: &Args) -> Result<u8, Stop> {
 }
 
 fn print(args: &Args, review: &Review) -> Result<(), Stop> {
-    print_text(&match args.format {
+    stop::print(&match args.format {
         Format::Json => serde_json::to_string_pretty(review).map_err(Stop::environment)?,
         Format::Table => show::text(review, args.all, false),
         Format::Md => show::text(review, args.all, true),
     })
-}
-
-fn print_text(text: &str) -> Result<(), Stop> {
-    crate::text::print(text).map_err(|e| Stop::environment(format!("failed to print: {e}")))
 }

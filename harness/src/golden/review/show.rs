@@ -1,13 +1,14 @@
 //! What is pending as text: tables, or Markdown.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 
 use super::changes::Kind;
 use super::decide::Decision;
 use super::view::{BundleView, Review, TensorView, UnitView, What};
+use crate::golden::show::new_table;
+use crate::report::numbers::figure;
 use crate::text::{count, shorten};
 
 /// Tensors that a unit shows, unless all are asked for.
@@ -71,14 +72,7 @@ pub fn unit(unit: &UnitView, all: bool) -> String {
 }
 
 fn table(markdown: bool) -> Table {
-    let mut table = Table::new();
-    table.load_style(if markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_BORDERS_ONLY });
-    if !markdown {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        if !std::io::stdout().is_terminal() {
-            table.set_width(140);
-        }
-    }
+    let mut table = new_table(markdown);
     table.set_header([
         "unit",
         "case",
@@ -190,8 +184,4 @@ fn decided(review: &Review) -> String {
         );
     }
     out
-}
-
-pub fn figure(x: f64) -> String {
-    if x == 0.0 { "0".into() } else { format!("{x:.2e}") }
 }

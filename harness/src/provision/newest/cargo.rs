@@ -7,7 +7,7 @@ use llorch_models::progress::Bar;
 
 use super::super::{Missing, cargo, lock_path, say, sources};
 use super::{Work, loosen};
-use crate::supervise::{AdapterCommand, ToolEvent, run_tool_with};
+use crate::supervise::{AdapterCommand, run_tool_told};
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -38,11 +38,7 @@ pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
         // The newest that the Rust of this machine compiles.
         .env("CARGO_RESOLVER_INCOMPATIBLE_RUST_VERSIONS", "fallback")
         .cwd(work.root.join("adapters").join(&reference.entry));
-    run_tool_with(&command, LIMIT, Some(work.log), &mut |event| {
-        if let ToolEvent::Line(line) = event {
-            bar.detail(line);
-        }
-    })
-    .map_err(|failure| work.unanswered(&failure))?;
+    run_tool_told(&command, LIMIT, Some(work.log), bar)
+        .map_err(|failure| work.unanswered(&failure))?;
     Ok(())
 }

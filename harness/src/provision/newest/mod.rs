@@ -235,8 +235,8 @@ impl Found<'_> {
         match self.reference.kind {
             Kind::Cargo => super::cargo::env_name(&self.provisioner, self.reference),
             Kind::Python => {
-                let prefix = super::python::env_prefix(&self.provisioner, self.reference);
-                prefix.unwrap_or_default().trim_end_matches("-py").to_owned()
+                let prefix = super::python::pins_prefix(&self.provisioner, self.reference);
+                prefix.unwrap_or_default().trim_end_matches('-').to_owned()
             }
         }
     }

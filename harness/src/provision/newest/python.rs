@@ -8,7 +8,7 @@ use llorch_models::progress::Bar;
 use super::super::{Missing, find, lock_path, pins, say, uv};
 use super::{Work, loosen};
 use crate::references::Release;
-use crate::supervise::{AdapterCommand, ToolEvent, run_tool, run_tool_with};
+use crate::supervise::{AdapterCommand, run_tool, run_tool_told};
 
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -45,12 +45,8 @@ pub(super) fn resolve(work: &Work<'_>, bar: &Bar) -> Result<(), Missing> {
     };
     let whole = compile(&["--fork-strategy", "fewest", "--generate-hashes", "--quiet"]);
     let whole = whole.args(["-o", &file(&lock)]);
-    run_tool_with(&whole, LIMIT, Some(work.log), &mut |event| {
-        if let ToolEvent::Line(line) = event {
-            bar.detail(line);
-        }
-    })
-    .map_err(|failure| work.unanswered(&failure))?;
+    run_tool_told(&whole, LIMIT, Some(work.log), bar)
+        .map_err(|failure| work.unanswered(&failure))?;
 
     // What each package would be alone, for the newest Python: what is held back is told.
     let alone = compile(&["--no-deps", "--no-annotate", "--quiet"]);

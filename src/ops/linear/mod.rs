@@ -1,0 +1,318 @@
+//! The linear layer: `x · W + b`; the head is one without a bias.
+//!
+//! Every output element is summed in this order, however many tokens and threads there are:
+//! over chunks of `CHUNK` inputs in order; inside a chunk, fused multiply-adds from 0 in the order
+//! of the inputs; the chunks' sums added in order; the bias last.
+//!
+//! Weights come in panels of 64 outputs ([`Packed`]), and one kernel computes some tokens' outputs of one panel,
+//! all sums in registers: with one token it reads weights as fast as memory gives them, with six it
+//! multiplies as fast as the registers allow (docs/PERFORMANCE.md).
+
+mod bf16;
+mod f32;
+
+use std::borrow::Cow;
+
+use super::parallel::{Tile, for_each_chunk, for_each_tile};
+use crate::packed::{Format, PANEL, Packed, Panel};
+use crate::team::Team;
+
+pub use bf16::{halves, pair};
+
+/// Inputs summed before the sum is added to the output: bounds the rounding error of long sums.
+const CHUNK: usize = 256;
+/// Tokens that a kernel takes at once: 6 · 4 sums and 4 weights fit into the 32 registers of AVX-512, 6 · 2
+/// and 2 into the 16 of AVX2.
+const TOKENS: usize = 6;
+/// Tokens of one piece of work: their inputs stay in the cache beside a panel.
+const PIECE: usize = 32 * TOKENS;
+
+/// What becomes of a row's outputs, 64 or fewer of them, before they leave the cache: they are `y`, and what
+/// stood there before is `out`.
+pub trait Finish: Sync {
+    fn finish(&self, y: &[f32], out: &mut [f32]);
+}
+
+/// They replace what stood there.
+#[derive(Debug, Clone, Copy)]
+pub struct Store;
+
+impl Finish for Store {
+    fn finish(&self, y: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(y);
+    }
+}
+
+/// They are added to what stood there.
+#[derive(Debug, Clone, Copy)]
+pub struct Add;
+
+impl Finish for Add {
+    fn finish(&self, y: &[f32], out: &mut [f32]) {
+        for (out, y) in out.iter_mut().zip(y) {
+            *out += y;
+        }
+    }
+}
+
+/// They go through an activation.
+#[derive(Debug, Clone, Copy)]
+pub struct Activate(pub super::activation::Activation);
+
+impl Finish for Activate {
+    fn finish(&self, y: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(y);
+        super::activation::apply(out, self.0);
+    }
+}
+
+/// `x · weight + bias`, finished, in `out`.
+///
+/// - `x`: `[T, K]` in rows; `weight`: K inputs, N outputs; `bias`: `[N]`, or empty for none
+/// - `out`: `[T, N]` in rows
+pub fn linear(
+    team: &Team,
+    x: &[f32],
+    weight: &Packed,
+    bias: &[f32],
+    finish: impl Finish,
+    out: &mut [f32],
+) {
+    let (inputs, outputs) = (weight.inputs(), weight.outputs());
+    let tokens = x.len() / inputs.max(1);
+    assert_eq!((x.len(), out.len()), (tokens * inputs, tokens * outputs), "[{inputs}, {outputs}]");
+    assert!(bias.is_empty() || bias.len() == outputs, "{} biases, {outputs} outputs", bias.len());
+    // Where weights are in bf16, so are the inputs that they are multiplied by.
+    let (floats, rounded) = match weight.format() {
+        Format::F32 => (x, Vec::new()),
+        Format::Bf16 => (&[][..], round_rows(team, x, inputs)),
+    };
+    let pairs = inputs.div_ceil(2);
+    let floats = grouped(team, floats, inputs);
+    let rounded = grouped(team, &rounded, pairs);
+    let work = tokens * inputs * outputs;
+    for_each_tile(team, out, outputs.max(1), (PIECE, PANEL), work, |mut tile: Tile<'_>| {
+        let panel = weight.panel(tile.columns.start / PANEL);
+        let bias = if bias.is_empty() { bias } else { &bias[tile.columns.clone()] };
+        for first in tile.rows.clone().step_by(TOKENS) {
+            let end = tile.rows.end.min(first + TOKENS);
+            let mut sums = [[0.0; PANEL]; TOKENS];
+            let sums = &mut sums[..end - first];
+            match panel {
+                Panel::F32(w) => f32::products(&floats[first * inputs..end * inputs], w, sums),
+                Panel::Bf16(w) => bf16::products(&rounded[first * pairs..end * pairs], w, sums),
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (y, b) in sums.iter_mut().zip(bias) {
+                    *y += b;
+                }
+                let out = tile.row(first + r);
+                finish.finish(&sums[..out.len()], out);
+            }
+        }
+    });
+}
+
+/// Adds the sums of a chunk of inputs, for W outputs from `lane` on.
+#[inline(always)]
+fn add_chunk<const R: usize, const W: usize>(
+    sums: &mut [[f32; PANEL]],
+    lane: usize,
+    chunk: &[[f32; W]; R],
+) {
+    for (sums, chunk) in sums.iter_mut().zip(chunk) {
+        for (y, sum) in sums[lane..lane + W].iter_mut().zip(chunk) {
+            *y += sum;
+        }
+    }
+}
+
+/// Rows in groups of six, the last with what is left, each group input by input: `[K, 6]`. What a kernel reads next
+/// lies next to it, and nothing has to be looked up.
+fn grouped<'a, T: Copy + Default + Send + Sync>(
+    team: &Team,
+    rows: &'a [T],
+    width: usize,
+) -> Cow<'a, [T]> {
+    if rows.len() == width {
+        return Cow::Borrowed(rows);
+    }
+    let mut groups = vec![T::default(); rows.len()];
+    for_each_chunk(team, &mut groups, TOKENS * width, rows.len() * 4, |g, group| {
+        let rows = &rows[g * TOKENS * width..][..group.len()];
+        let n = group.len() / width;
+        for (k, inputs) in group.chunks_exact_mut(n).enumerate() {
+            for (r, x) in inputs.iter_mut().enumerate() {
+                *x = rows[r * width + k];
+            }
+        }
+    });
+    Cow::Owned(groups)
+}
+
+/// Each row of K numbers as ⌈K/2⌉ pairs of bf16.
+fn round_rows(team: &Team, x: &[f32], inputs: usize) -> Vec<u32> {
+    let pairs = inputs.div_ceil(2);
+    let mut rounded = vec![0u32; x.len() / inputs.max(1) * pairs];
+    let work = x.len() * 4;
+    for_each_chunk(team, &mut rounded, pairs, work, |t, out| {
+        bf16::pairs(&x[t * inputs..(t + 1) * inputs], out);
+    });
+    rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::activation::Activation;
+    use crate::ops::simd::same_at_every_level;
+    use crate::packed::Layout;
+    use ndarray::Array2;
+    use proptest::prelude::*;
+
+    /// The order of summation, element by element, as the head of this file states it.
+    fn by_definition(x: &Array2<f32>, weight: &Array2<f32>, bias: &[f32]) -> Vec<f32> {
+        let element = |(t, n): (usize, usize)| {
+            let mut total = 0.0f32;
+            for begin in (0..x.ncols()).step_by(CHUNK) {
+                let mut sum = 0.0f32;
+                for k in begin..x.ncols().min(begin + CHUNK) {
+                    sum = x[[t, k]].mul_add(weight[[k, n]], sum);
+                }
+                total += sum;
+            }
+            total + bias.get(n).copied().unwrap_or(0.0)
+        };
+        Array2::from_shape_fn((x.nrows(), weight.ncols()), element).into_raw_vec_and_offset().0
+    }
+
+    /// Numbers in [-1, 1) whose sums depend on the order of summation.
+    fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        let mut rng = crate::sampler::SplitMix64::new(seed);
+        Array2::from_shape_simple_fn((rows, columns), || (rng.next_unit() * 2.0 - 1.0) as f32)
+    }
+
+    fn multiply(team: &Team, x: &Array2<f32>, weight: &Packed, bias: &[f32]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; x.nrows() * weight.outputs()];
+        linear(team, x.as_slice().unwrap(), weight, bias, Store, &mut out);
+        out
+    }
+
+    #[test]
+    fn every_shape_sums_in_the_stated_order() {
+        let team = Team::new(2).unwrap();
+        let shapes =
+            [(1, 1), (3, 5), (7, 97), (64, 64), (128, 384), (257, 200), (260, 192), (600, 300)];
+        for (inputs, outputs) in shapes {
+            let weight = random(inputs, outputs, 1);
+            let bias = random(1, outputs, 2).into_raw_vec_and_offset().0;
+            let packed = Packed::from_matrix(weight.view(), Layout::InputsByOutputs, Format::F32);
+            for tokens in [0, 1, 2, 3, 4, 5, 6, 7, 13, 33, 200] {
+                let x = random(tokens, inputs, 3);
+                for bias in [&bias[..], &[]] {
+                    let got = same_at_every_level(|| multiply(&team, &x, &packed, bias));
+                    let same = got == by_definition(&x, &weight, bias);
+                    assert!(same, "[{tokens}, {inputs}] [{inputs}, {outputs}]");
+                }
+            }
+        }
+    }
+
+    /// In bf16: operands rounded, two inputs at a time, the odd one first.
+    fn by_definition_in_bf16(x: &Array2<f32>, weight: &Array2<f32>) -> Vec<f32> {
+        let rounded = |a: &Array2<f32>| a.mapv(|x| half::bf16::from_f32(x).to_f32());
+        let (x, weight) = (rounded(x), rounded(weight));
+        let element = |(t, n): (usize, usize)| {
+            let mut total = 0.0f32;
+            for begin in (0..x.ncols()).step_by(CHUNK) {
+                let mut sum = 0.0f32;
+                for even in (begin..x.ncols().min(begin + CHUNK)).step_by(2) {
+                    if even + 1 < x.ncols() {
+                        sum = x[[t, even + 1]].mul_add(weight[[even + 1, n]], sum);
+                    }
+                    sum = x[[t, even]].mul_add(weight[[even, n]], sum);
+                }
+                total += sum;
+            }
+            total
+        };
+        Array2::from_shape_fn((x.nrows(), weight.ncols()), element).into_raw_vec_and_offset().0
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn any_shape_sums_in_the_stated_order(
+            tokens in 0..20usize,
+            inputs in 1..900usize,
+            outputs in 1..200usize,
+            threads in 1..4usize,
+            seed: u64,
+        ) {
+            let (x, weight) = (random(tokens, inputs, seed), random(inputs, outputs, !seed));
+            let packed = Packed::from_matrix(weight.t(), Layout::OutputsByInputs, Format::F32);
+            let team = Team::new(threads).unwrap();
+            let got = same_at_every_level(|| multiply(&team, &x, &packed, &[]));
+            prop_assert!(got == by_definition(&x, &weight, &[]));
+            let packed = Packed::from_matrix(weight.t(), Layout::OutputsByInputs, Format::Bf16);
+            let got = same_at_every_level(|| multiply(&team, &x, &packed, &[]));
+            prop_assert!(got == by_definition_in_bf16(&x, &weight));
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads() {
+        let weight =
+            Packed::from_matrix(random(768, 2304, 1).view(), Layout::InputsByOutputs, Format::F32);
+        let bias = random(1, 2304, 2).into_raw_vec_and_offset().0;
+        let x = random(400, 768, 3);
+        let with_threads = |n| multiply(&Team::new(n).unwrap(), &x, &weight, &bias);
+        let all = with_threads(1);
+        assert!(all == with_threads(2) && all == with_threads(3));
+        let team = Team::new(2).unwrap();
+        for t in [0, 1, 77, 191, 192, 399] {
+            let alone = x.row(t).to_owned().into_shape_with_order((1, 768)).unwrap();
+            let alone = multiply(&team, &alone, &weight, &bias);
+            assert!(alone == all[t * 2304..(t + 1) * 2304], "row {t}");
+        }
+    }
+
+    #[test]
+    fn what_is_finished_in_the_cache_is_what_would_be_made_of_it_after() {
+        let team = Team::new(2).unwrap();
+        let weight =
+            Packed::from_matrix(random(70, 130, 1).view(), Layout::InputsByOutputs, Format::F32);
+        let (x, before) = (random(9, 70, 2), random(9, 130, 3));
+        let plain = multiply(&team, &x, &weight, &[]);
+        let finished = |finish: &dyn Fn(&mut [f32])| {
+            let mut out = before.clone().into_raw_vec_and_offset().0;
+            finish(&mut out);
+            out
+        };
+        let x = x.as_slice().unwrap();
+        let added = finished(&|out| linear(&team, x, &weight, &[], Add, out));
+        assert!(added.iter().zip(&plain).zip(&before).all(|((a, y), b)| *a == b + y));
+        for activation in [Activation::GeluTanh, Activation::Relu] {
+            let got = finished(&|out| linear(&team, x, &weight, &[], Activate(activation), out));
+            let mut want = plain.clone();
+            crate::ops::activation::activate(&team, &mut want, activation);
+            assert!(got == want, "{activation:?}");
+        }
+    }
+
+    /// Another library's product, which sums in an order of its own.
+    #[test]
+    fn it_agrees_with_faer() {
+        let (x, weight) = (random(37, 700, 1), random(700, 150, 2));
+        let packed = Packed::from_matrix(weight.view(), Layout::InputsByOutputs, Format::F32);
+        let got = multiply(&Team::new(1).unwrap(), &x, &packed, &[]);
+        let mat =
+            |a: &Array2<f32>| faer::Mat::from_fn(a.nrows(), a.ncols(), |r, c| f64::from(a[[r, c]]));
+        let want = mat(&x) * mat(&weight);
+        for (i, got) in got.iter().enumerate() {
+            // 700 terms below 1: γ₂₅₈ of a chunk and its place among three, times Σ|x·w| ≤ 700.
+            let want = want[(i / 150, i % 150)];
+            assert!((f64::from(*got) - want).abs() < 260.0 * 6e-8 * 700.0, "{i}: {got}, {want}");
+        }
+    }
+}
