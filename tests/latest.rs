@@ -414,6 +414,42 @@ fn a_newest_crate_that_the_adapter_does_not_fit_is_missing_with_the_first_error(
     assert_eq!(greet(&pinned), "tiny 0.1.0");
 }
 
+/// Puts a script before rustc that is killed when it is to compile `tiny`: `times` times.
+fn kill_the_compiler(world: &World, times: usize) {
+    let (script, count) = (world.path("rustc.sh"), world.path("deaths"));
+    let code = format!(
+        "#!/bin/sh\ncase \"$*\" in *'--crate-name tiny'*)\n  echo died >> '{0}'\n  \
+         [ $(wc -l < '{0}') -gt {times} ] || kill -9 $$;;\nesac\nexec \"$@\"\n",
+        count.display()
+    );
+    world.write("rustc.sh", &code);
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = std::fs::read_to_string(world.path(".cargo/config.toml")).unwrap();
+    let wrapper = format!("[build]\nrustc-wrapper = \"{}\"\n", script.display());
+    world.write(".cargo/config.toml", &(settings + &wrapper));
+}
+
+#[test]
+fn a_compiler_that_was_killed_gets_another_try() {
+    let code = "pub fn version() -> &'static str { \"0.2.0\" }\n";
+    let (world, reference) = cargo_world(&[("0.1.0", code), ("0.2.0", code)]);
+    kill_the_compiler(&world, 1);
+    assert_eq!(greet(&latest_crate(&world, &reference).unwrap()), "tiny 0.2.0");
+    let deaths = std::fs::read_to_string(world.path("deaths")).unwrap();
+    assert_eq!(deaths.lines().count(), 2, "the compiler was asked once more");
+}
+
+#[test]
+fn a_compiler_that_is_always_killed_is_not_taken_for_code_that_does_not_fit() {
+    let code = "pub fn version() -> &'static str { \"0.2.0\" }\n";
+    let (world, reference) = cargo_world(&[("0.1.0", code), ("0.2.0", code)]);
+    kill_the_compiler(&world, usize::MAX);
+    let missing = latest_crate(&world, &reference).unwrap_err();
+    assert!(missing.reason.contains("signal: 9"), "{missing}");
+    assert!(!missing.reason.contains("with the adapter"), "{missing}");
+    assert!(missing.mend.starts_with("llorch-diff adapters setup"), "{missing}");
+}
+
 // The commands -----------------------------------------------------------------------------------------
 
 /// Runs `llorch-diff` in a cache of its own and returns its exit code and both outputs.

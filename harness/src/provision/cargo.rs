@@ -16,7 +16,9 @@ use super::{
     stamp,
 };
 use crate::references::Reference;
-use crate::supervise::{AdapterCommand, ToolEvent, remove_on_interrupt, run_tool_with};
+use crate::supervise::{
+    AdapterCommand, ToolEvent, ToolFailure, remove_on_interrupt, run_tool_with,
+};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(2 * 3600);
 
@@ -137,34 +139,23 @@ fn build(
         // So that no cargo settings of the current folder take part.
         .cwd(&package);
     let log = lock::log_path(target);
-    let (mut compiled, mut compiles, mut first_error) = (0, true, None::<String>);
-    let outcome = run_tool_with(&command, BUILD_LIMIT, Some(&log), &mut |event| match event {
-        ToolEvent::Line(line) => {
-            compiled += u64::from(line.trim_start().starts_with("Compiling "));
-            bar.doing(&format!("building, {compiled} of up to {packages} packages"));
-            bar.detail(line);
-            compiles &= !line.starts_with("error: could not compile");
-            match &mut first_error {
-                None if line.starts_with("error") => first_error = Some(line.to_owned()),
-                Some(error) if line.trim_start().starts_with("--> ") && !error.contains("--> ") => {
-                    error.push_str(&format!(" {}", line.trim()));
-                }
-                _ => {}
-            }
-        }
-        ToolEvent::Tick(_) => {}
-    });
-    outcome.map_err(|failure| match (provisioner.resolved(), first_error) {
+    let mut attempt = compile(&command, &log, packages, bar);
+    if attempt.as_ref().is_err_and(|error| error.compiler_died()) {
+        // Memory is what a compiler dies of most often: crates that are compiled side by side share it.
+        say(bar, "a compiler ended without an error of its own; once more, one crate at a time");
+        attempt = compile(&command.args(["--jobs", "1"]), &log, packages, bar);
+    }
+    attempt.map_err(|error| match (provisioner.resolved(), &error.diagnostic) {
         // The adapter was written for the pinned release; that it doesn't fit another is a finding.
-        (Some(_), Some(error)) if !compiles => Missing {
+        (Some(_), Some(diagnostic)) if !error.compiles => Missing {
             reason: format!(
-                "{shown} can't be built with the adapter: {error} (all of it in {})",
+                "{shown} can't be built with the adapter: {diagnostic} (all of it in {})",
                 log.display()
             ),
             // Nothing does here: the pinned release is another column.
             mend: String::new(),
         },
-        _ => failed(name, failure.brief()),
+        _ => failed(name, error.failure.brief()),
     })?;
 
     let program = built_program(target, &program_name(reference)).ok_or_else(|| {
@@ -179,6 +170,47 @@ fn build(
     stamp::write(env, began.elapsed().as_secs_f64()).map_err(io)?;
     say(bar, &format!("built in {:.0} s", began.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// A build that failed.
+struct BuildFailure {
+    failure: ToolFailure,
+    /// The compiler's or cargo's first error, with its place.
+    diagnostic: Option<String>,
+    /// Whether every crate that was begun could be compiled.
+    compiles: bool,
+}
+
+impl BuildFailure {
+    /// Whether a compiler was killed or crashed, instead of refusing the code.
+    fn compiler_died(&self) -> bool {
+        !self.compiles && self.diagnostic.is_none()
+    }
+}
+
+/// Runs cargo once, with what it compiles behind the bar.
+fn compile(
+    command: &AdapterCommand,
+    log: &Path,
+    packages: usize,
+    bar: &Bar,
+) -> Result<(), BuildFailure> {
+    let (mut compiled, mut compiles, mut diagnostic) = (0, true, None::<String>);
+    let outcome = run_tool_with(command, BUILD_LIMIT, Some(log), &mut |event| {
+        let ToolEvent::Line(line) = event else { return };
+        compiled += u64::from(line.trim_start().starts_with("Compiling "));
+        bar.doing(&format!("building, {compiled} of up to {packages} packages"));
+        bar.detail(line);
+        match &mut diagnostic {
+            _ if line.starts_with("error: could not compile") => compiles = false,
+            None if line.starts_with("error") => diagnostic = Some(line.to_owned()),
+            Some(error) if line.trim_start().starts_with("--> ") && !error.contains("--> ") => {
+                error.push_str(&format!(" {}", line.trim()));
+            }
+            _ => {}
+        }
+    });
+    outcome.map(drop).map_err(|failure| BuildFailure { failure, diagnostic, compiles })
 }
 
 /// `<target>/release/<name>`, or below the triple of somebody whose cargo settings name one.
