@@ -5,13 +5,15 @@
 //! beginning to end. The last panel is filled up with zeros.
 //!
 //! In bf16 a word holds the weights of two neighbouring inputs, `[⌈N/64⌉, ⌈K/2⌉, 64]`, as the CPU's instruction for
-//! such products takes them.
+//! such products takes them. In int8 a word holds those of four, and 64 inputs have a row of scales before their
+//! words, `[⌈N/64⌉, ⌈K/64⌉ · 17, 64]`.
 
 use std::sync::Arc;
 
 use ndarray::ArrayView2;
 
 use crate::memory::Memory;
+use crate::ops::linear::int8::{self, GROUP};
 use crate::ops::linear::{halves, pair};
 
 /// Outputs of a panel: four AVX-512 registers.
@@ -32,6 +34,9 @@ pub enum Format {
     F32,
     /// Rounded once, to the nearest; what they are multiplied by is rounded likewise, and sums are in f32.
     Bf16,
+    /// Whole numbers of eight bits and a scale for each 64 inputs of an output; what they are multiplied by is
+    /// rounded likewise, and sums are in f32.
+    Int8,
 }
 
 impl Format {
@@ -40,6 +45,7 @@ impl Format {
         match self {
             Format::F32 => inputs,
             Format::Bf16 => inputs.div_ceil(2),
+            Format::Int8 => inputs.div_ceil(GROUP) * int8::PANEL_ROWS,
         }
     }
 
@@ -66,6 +72,8 @@ pub enum Panel<'a> {
     F32(&'a [[f32; PANEL]]),
     /// `[⌈K/2⌉, 64]`, the even input in the lower half.
     Bf16(&'a [[u32; PANEL]]),
+    /// `[⌈K/64⌉ · 17, 64]`: of each 64 inputs the scales, then words of four, the first in the lowest byte.
+    Int8(&'a [[u32; PANEL]]),
 }
 
 impl Packed {
@@ -122,6 +130,7 @@ impl Packed {
         match self.format {
             Format::F32 => Panel::F32(self.memory.as_slice()[words].as_chunks().0),
             Format::Bf16 => Panel::Bf16(self.memory.as_slice()[words].as_chunks().0),
+            Format::Int8 => Panel::Int8(self.memory.as_slice()[words].as_chunks().0),
         }
     }
 
@@ -135,6 +144,11 @@ impl Packed {
                 for (two, row) in out.chunks_mut(2).zip(rows) {
                     let (even, odd) = halves(row[lane]);
                     two.iter_mut().zip([even, odd]).for_each(|(x, half)| *x = half);
+                }
+            }
+            Panel::Int8(rows) => {
+                for (out, rows) in out.chunks_mut(GROUP).zip(rows.chunks_exact(int8::PANEL_ROWS)) {
+                    int8::unpack_group(rows, lane, out);
                 }
             }
         }
@@ -161,6 +175,13 @@ pub fn pack_panel(
                     out[lane] = pair(even[lane], odd[lane]);
                 }
             }
+        }
+        Format::Int8 => {
+            let mut whole = vec![0.0; shape.0 * PANEL]; // [K, 64]
+            pack_f32(read, layout, shape, p, &mut whole);
+            let groups = whole.as_chunks::<PANEL>().0.chunks(GROUP);
+            let rows = out.as_chunks_mut::<PANEL>().0.chunks_exact_mut(int8::PANEL_ROWS);
+            groups.zip(rows).for_each(|(group, rows)| int8::pack_group(group, rows));
         }
     }
 }

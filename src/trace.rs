@@ -17,7 +17,7 @@ use llorch_trace::protocol::{
     DRAWS, DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, Inject, MOST_DRAWS,
     PROTOCOL_VERSION, Request, Response, RunRequest, Seconds, TensorFile, TensorMessage, Worth,
 };
-use llorch_trace::{Dtype, Point, PointSet, Stage, Tensor, all_points};
+use llorch_trace::{Dtype, Point, PointSet, Precision, Stage, Tensor, all_points};
 
 use crate::error::Error;
 use crate::generate::{Finish, Options, generate};
@@ -357,12 +357,14 @@ fn hello(protocol: u32) -> Result<Response, Failure> {
     }))
 }
 
-fn load(dir: &Path, dtype: Dtype, threads: usize) -> Result<Loaded, Failure> {
+fn load(dir: &Path, dtype: Precision, threads: usize) -> Result<Loaded, Failure> {
     let format = match dtype {
-        Dtype::F32 => Format::F32,
-        Dtype::BF16 => Format::Bf16,
+        Precision::Float(Dtype::F32) => Format::F32,
+        Precision::Float(Dtype::BF16) => Format::Bf16,
+        Precision::Int8 => Format::Int8,
         _ => {
-            let what = "this engine computes in f32, or in f32 on weights and inputs in bf16";
+            let what =
+                "this engine computes in f32, or in f32 on weights and inputs in bf16 or int8";
             let message = format!("failed to compute in {dtype}: {what}");
             return Err(Failure { class: ErrorClass::Unsupported, message });
         }

@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::run::RunError;
 use crate::{
-    adapter_cmd, adapters_cmd, bisect, dumps, golden, guides, history, invariants, judge_cmd,
-    limits, merge, nightly, points_cmd, report_cmd, run,
+    adapter_cmd, adapters_cmd, bench, bisect, dumps, golden, guides, history, invariants,
+    judge_cmd, limits, merge, nightly, points_cmd, report_cmd, run,
 };
 
 const EXIT_CODES: &str = "\
@@ -28,6 +28,16 @@ Exit codes, the worst of all runs:
     3  environment: a night that passed could not be recorded, or nothing can be written
     4  INCOMPLETE: weights could not be had, or a reference is missing or broke
     5  ERROR of a subject
+  130  interrupted";
+
+const BENCH_EXIT_CODES: &str = "\
+Exit codes:
+    0  everything was measured that can be
+    1  the output of the subject is wrong: its speed doesn't count
+    2  usage
+    3  environment: nothing could run
+    4  INCOMPLETE: a peer is missing, broke, or its output is wrong
+    5  ERROR of the subject
   130  interrupted";
 
 const SHOWN_EXIT_CODES: &str = "\
@@ -85,6 +95,8 @@ pub enum Command {
     Golden(golden::Args),
     Adapters(adapters_cmd::AdaptersArgs),
     Adapter(adapter_cmd::AdapterArgs),
+    #[command(after_help = BENCH_EXIT_CODES)]
+    Bench(Box<bench::Args>),
 }
 
 /// Runs the command; errors are told on stderr.
@@ -107,6 +119,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Export(args) => dumps::export::run(args).map(ExitCode::from),
         Command::Adapters(args) => adapters_cmd::run(args),
         Command::Adapter(args) => adapter_cmd::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     result.unwrap_or_else(|error| {
         llorch_models::errln!("error: {error:#}");

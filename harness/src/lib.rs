@@ -28,6 +28,7 @@
 pub mod adapter_cmd;
 pub mod adapters_cmd;
 pub mod assets;
+pub mod bench;
 pub mod bisect;
 pub mod cli;
 pub mod collect;

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use llorch_trace::files::write_npy;
 use llorch_trace::protocol::{
-    DrawRequest, HelloResponse, Inject, RunRequest, Sampling, TensorFile, TensorMessage,
+    DrawRequest, HelloResponse, Inject, RunRequest, Sampling, Seconds, TensorFile, TensorMessage,
 };
-use llorch_trace::{Dims, Dtype, Point, Tensor};
+use llorch_trace::{Dims, Dtype, Point, Precision, Tensor};
 
 use crate::collect::tensors;
 use crate::evidence::Case;
@@ -29,7 +30,7 @@ pub enum LiveError {
 /// What it computes in, with how many threads, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    pub dtype: Dtype,
+    pub dtype: Precision,
     pub threads: usize,
     pub limits: Limits,
 }
@@ -41,6 +42,8 @@ pub struct Live {
     dims: Dims,
     scratch: tempfile::TempDir,
     runs: usize,
+    /// From the request to load the model to its answer.
+    pub load_seconds: f64,
 }
 
 /// One run: the prompt, what to capture, how far to go.
@@ -60,6 +63,7 @@ pub struct Captured {
     pub tensors: BTreeMap<(usize, Point), Tensor>,
     pub generated: Vec<u32>,
     pub text: Option<String>,
+    pub seconds: Seconds,
 }
 
 impl Captured {
@@ -79,7 +83,7 @@ impl Live {
         dtype: Dtype,
     ) -> Result<Live, LiveError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let setup = Setup { dtype, threads, limits: Limits::default() };
+        let setup = Setup { dtype: dtype.into(), threads, limits: Limits::default() };
         Live::start_with(command, model_dir, &setup)
     }
 
@@ -95,12 +99,19 @@ impl Live {
         let dims = Dims::from_config_file(&model_dir.join("config.json"))?;
         let stderr = scratch.path().join("stderr.txt");
         let mut session = Session::start(command, &setup.limits, &stderr)?;
+        let began = Instant::now();
         session.load(model_dir, setup.dtype, setup.threads)?;
-        Ok(Live { session, dims, scratch, runs: 0 })
+        let load_seconds = began.elapsed().as_secs_f64();
+        Ok(Live { session, dims, scratch, runs: 0, load_seconds })
     }
 
     pub fn hello(&self) -> &HelloResponse {
         self.session.hello()
+    }
+
+    /// The id of the adapter's process.
+    pub fn process_id(&self) -> i32 {
+        self.session.process_id()
     }
 
     pub fn dims(&self) -> &Dims {
@@ -156,6 +167,7 @@ impl Live {
         }
         captured.generated = done.generated;
         captured.text = done.text;
+        captured.seconds = done.seconds;
         Ok(captured)
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use llorch_trace::Dtype;
+use llorch_trace::{Dtype, Precision};
 use llorch_trace::protocol::{
     DoneMessage, ErrorMessage, PROTOCOL_VERSION, Request, Response, RunRequest,
 };
@@ -80,7 +80,10 @@ impl Server {
                     "protocol {protocol}; this adapter speaks {PROTOCOL_VERSION}"
                 )));
             }
-            Request::Load { model_dir, dtype, threads } => {
+            Request::Load { dtype: Precision::Int8, .. } => {
+                return Err(Failure::unsupported("int8: this adapter computes in floats"));
+            }
+            Request::Load { model_dir, dtype: Precision::Float(dtype), threads } => {
                 let start = Instant::now();
                 // The old model's memory first.
                 self.loaded = None;

@@ -11,11 +11,11 @@ from ctranslate2.converters import openai_gpt2
 from ctranslate2.specs import common_spec, transformer_spec
 
 
-def make_generator(config, weights, threads):
-    """CTranslate2's generator, in float32. The folder that it is read from lives no longer than that."""
+def make_generator(config, weights, threads, compute_type="float32"):
+    """CTranslate2's generator, in float32 unless told otherwise. The folder that it is read from lives no longer than that."""
     with tempfile.TemporaryDirectory(prefix="llorch-ctranslate2-") as folder:
         make_spec(config, weights).save(folder)
-        return Generator(folder, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads)
+        return Generator(folder, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads)
 
 
 def make_spec(config, weights):

@@ -1,6 +1,7 @@
 """Hugging Face transformers' own GPT-2 (`GPT2LMHeadModel`, eager attention) on torch.
 
-`--variant f64` computes in float64; `--variant sdpa` has torch's fused attention, transformers' default.
+`--variant f64` computes in float64; `--variant sdpa` has torch's fused attention, transformers' default, and is
+the form that is timed.
 
 The reference of the `semantics` kind: graph and kernels are upstream's. Nothing of the
 model is rewritten here; `hooks.py` looks at values on their way.
@@ -78,14 +79,17 @@ class HfAdapter(Adapter):
         if variant == "sdpa":
             self.unsupported = tuple({"point": point, "reason": FUSED} for point in INSIDE_SDPA)
             self.recipes = {glob: text for glob, text in self.recipes.items() if glob not in INSIDE_SDPA}
+            self.capabilities += ("bench",)
         self._tokenizer = None
         self._folder = None
+        self._narrow = None
 
     def version(self):
         return f"transformers {version('transformers')}, torch {version('torch')}"
 
     def load(self, folder, dtype, threads):
-        precision = self.precision(dtype)
+        narrow = self.variant if self.variant in NARROW else dtype if dtype in NARROW else None
+        precision = self.precision("f32" if narrow else dtype)
         dims = read_dims(folder)
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"failed to load {folder}: it has no model.safetensors")
@@ -113,14 +117,14 @@ class HfAdapter(Adapter):
         self.model.eval()
         if precision == np.float64:
             self.model.double()
-        elif self.variant in ("bf16", "f16"):
-            self.model.to(getattr(torch, NARROW[self.variant]))
-        self.numpy_dtype = precision
+        elif narrow:
+            self.model.to(getattr(torch, NARROW[narrow]))
+        self.numpy_dtype, self._narrow = precision, narrow
         self._tokenizer, self._folder = None, folder
         self.dims = dims
 
     def computes(self):
-        return self.variant if self.variant in NARROW else super().computes()
+        return self._narrow or super().computes()
 
     def session(self, probe, positions):
         from hooks import HfSession

@@ -3,6 +3,9 @@
 The reference of the `semantics` kind: nothing of the model is rewritten here. `nodes.py` says which
 node of upstream's graph is which point, `session.py` looks at them from upstream's eval callback. The
 model folder becomes a GGUF file by `llorch-diff export --gguf`.
+
+`--variant fast` is what llama.cpp's users run: flash attention, keys and values in f16, the head for the last
+token alone, weights in F32, BF16 or Q8_0 by llama.cpp's own quantizer.
 """
 
 import sys
@@ -20,13 +23,30 @@ from llorch_adapter.folder import open_weights, read_config
 from llorch_adapter.serve import serve
 
 EXACT_GELU = "exact-gelu"
+FAST = "fast"
+
+# What ggml stores the weights in, by the dtype asked for.
+STORED = {"f32": None, "bf16": "BF16", "int8": "Q8_0"}
+
+
+FUSED = "the fast form has flash attention and no callback: it shows its results and nothing on the way"
+OUTSIDE = ("tokens", "logits.last", "argmax", "next.probs")
+# What becomes of the table of the GELU and of keys and values in f16 after all blocks: measured on nano and on
+# synth:gpt2, where it is 5e-3 at most.
+FAST_DEVIATIONS = (
+    {
+        "point": "logits.last",
+        "bound": 2e-2,
+        "reason": "ggml's CPU GELU reads a table in f16, and keys and values are kept in f16",
+    },
+)
 
 
 class LlamaCppAdapter(Adapter):
     name = "llamacpp"
     worth = "semantics"
     capabilities = ("capture", "tokenize", "generate", "sample", "draw", "inject", "deterministic")
-    variants = (EXACT_GELU,)
+    variants = (EXACT_GELU, FAST)
     recipes = {
         "tokens": "llama_batch.token",
         "embeddings": "node inpL",
@@ -74,12 +94,20 @@ class LlamaCppAdapter(Adapter):
                 "ffn_up_b-i in f64, rounded to f32"
             }
         self._folder = None
+        self.fast = variant == FAST
+        self._dtype = "f32"
+        if self.fast:
+            self.capabilities = tuple(c for c in self.capabilities if c != "inject") + ("bench",)
+            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.recipes = {name: text for name, text in self.recipes.items() if name in OUTSIDE}
+            self.deviations = FAST_DEVIATIONS
 
     def version(self):
         return f"llama-cpp-python {version('llama-cpp-python')}"
 
     def load(self, folder, dtype, threads):
-        self.precision(dtype)
+        if not (self.fast and dtype in STORED):
+            self.precision(dtype)
         config = read_config(folder)
         open_weights(folder, config)  # what is missing or misshapen is told before anything is converted
         from engine import Model
@@ -87,12 +115,17 @@ class LlamaCppAdapter(Adapter):
         if self.model is not None:
             self.model.close()
             self.model = None
-        self.model = Model(folder, threads)
-        self._folder, self.dims = folder, config.dims
+        self.model = Model(folder, threads, STORED[dtype])
+        self._folder, self._dtype, self.dims = folder, dtype, config.dims
+
+    def computes(self):
+        return self._dtype
 
     def session(self, probe, positions):
-        from session import LlamaCppSession
+        from session import FastSession, LlamaCppSession
 
+        if self.fast:
+            return FastSession(self.model, self.dims, positions)
         return LlamaCppSession(self.model, self.dims, probe, positions, self.exact_gelu)
 
     def tokenize(self, text):

@@ -11,6 +11,8 @@ from llorch_adapter.errors import AdapterError
 
 # GGML_LOG_LEVEL_*
 _WARN, _ERROR, _CONTINUED = 3, 4, 5
+# Numbers of ggml's types.
+_GGML = {"BF16": 30, "Q8_0": 8}
 
 
 class Log:
@@ -35,7 +37,8 @@ class Log:
 
 
 class Model:
-    def __init__(self, folder, threads):
+    def __init__(self, folder, threads, stored=None):
+        """`stored` names the ggml type that the matrices are quantized to; float32 as they are without."""
         self.threads = threads
         self.log = Log()
         llama_cpp.llama_backend_init()
@@ -44,6 +47,8 @@ class Model:
         with tempfile.TemporaryDirectory(prefix="llorch-gguf-") as scratch:
             file = Path(scratch) / "model.gguf"
             to_gguf(folder, file)
+            if stored is not None:
+                file = self._quantize(file, stored)
             params = llama_cpp.llama_model_default_params()
             params.n_gpu_layers = 0
             self.handle = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
@@ -51,6 +56,19 @@ class Model:
             raise AdapterError(f"llama.cpp failed to load {folder} as GGUF: {self.log.last()}")
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.has_vocabulary = llama_cpp.llama_vocab_type(self._vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE
+
+    def _quantize(self, file, stored):
+        """llama.cpp's own conversion, the token embeddings (the head) included."""
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{stored}")
+        params.nthread = self.threads
+        params.token_embedding_type = params.output_tensor_type = getattr(llama_cpp, f"GGML_TYPE_{stored}", _GGML[stored])
+        target = file.with_name(f"{stored}.gguf")
+        code = llama_cpp.llama_model_quantize(str(file).encode(), str(target).encode(), ctypes.byref(params))
+        if code:
+            raise AdapterError(f"llama_model_quantize to {stored} returned {code}: {self.log.last()}")
+        file.unlink()
+        return target
 
     def close(self):
         llama_cpp.llama_model_free(self.handle)

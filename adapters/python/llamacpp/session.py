@@ -167,6 +167,41 @@ class LlamaCppSession(Session):
                 raise UpstreamError(f"expected node {node} ({', '.join(points)}) in llama.cpp's graph; found {found}")
 
 
+class FastSession(Session):
+    """One run as llama.cpp's own programs make it: nobody looks at the graph on its way."""
+
+    def __init__(self, model, dims, positions):
+        self._model, self._dims, self._positions, self._fed = model, dims, positions, 0
+        self._context = None
+
+    def __enter__(self):
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self._positions
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = self._model.threads
+        params.no_perf = True
+        self._context = llama_cpp.llama_init_from_model(self._model.handle, params)
+        if not self._context:
+            raise ResourceError(
+                f"llama.cpp made no context for {self._positions} tokens: {self._model.log.last()}"
+            )
+        return self
+
+    def __exit__(self, *_):
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        self._context = None
+
+    def forward(self, ids):
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        # Places go on from the last, and the last token alone has logits.
+        code = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
+        if code:
+            raise AdapterError(f"llama_decode returned {code}: {self._model.log.last()}")
+        row = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(row, (self._dims.vocab_size,)).copy()
+
+
 def unscaled(scores, scale):
     """What upstream's product with the scale turns into the scores: exactly where there is such a number
     (as for scores that were captured here), else to the last bit but one."""

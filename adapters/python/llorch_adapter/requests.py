@@ -67,8 +67,8 @@ def parse_load(message):
     if not isinstance(folder, str) or not Path(folder).is_dir():
         raise InputError(f"`model_dir` is {folder!r}, expected a folder")
     dtype, threads = message.get("dtype", "f32"), message.get("threads", 1)
-    if dtype not in ("f32", "f64", "f16", "bf16"):
-        raise InputError(f"`dtype` is {dtype!r}, expected f32, f64, f16 or bf16")
+    if dtype not in ("f32", "f64", "f16", "bf16", "int8"):
+        raise InputError(f"`dtype` is {dtype!r}, expected f32, f64, f16, bf16 or int8")
     if not is_int(threads) or not 1 <= threads <= 4096:
         raise InputError(f"`threads` is {threads!r}, expected an integer from 1 to 4096")
     return Load(Path(folder), dtype, threads)

@@ -3,6 +3,8 @@
 The graph is run as it is written, without ONNX Runtime's graph optimisations: every point is the output
 of a node of its own, and those optimisations exist to melt such nodes into one. So each number comes out
 of one kernel that has a name, and is the same whichever points are asked for.
+
+`--variant fast` is the form that is timed: another graph (`tuned.py`), of ONNX Runtime's fused operators.
 """
 
 import sys
@@ -24,10 +26,15 @@ from llorch_adapter.sampling import filter_logits
 from llorch_adapter.serve import serve
 
 
+FAST = "fast"
+FUSED = "the fast form has fused operators: it shows its results and nothing on the way"
+
+
 class OnnxRuntimeAdapter(Adapter):
     name = "onnxruntime"
     worth = "kernels"
     capabilities = ("capture", "generate", "sample", "draw", "deterministic")
+    variants = (FAST,)
     recipes = {
         "*": "the output of that name in the ONNX graph of adapters/python/llorch_graph/gpt2.py, no change of layout",
         "h.*.attn.q": "Split, Reshape and Transpose of the Gemm of c_attn; t (three h d) -> three h t d",
@@ -56,32 +63,51 @@ class OnnxRuntimeAdapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.session_of_graph = self._softmax = self._weights = None
+        self._dtype = "f32"
+        self.fast = variant == FAST
+        if self.fast:
+            self.capabilities += ("bench",)
+            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.recipes = {"logits.last": "output `logits` of the graph of adapters/python/onnxruntime/tuned.py"}
+            self.deviations = ()
 
     def version(self):
         return f"onnxruntime {version('onnxruntime')}"
 
     def load(self, folder, dtype, threads):
-        self.precision(dtype)
+        if not (self.fast and dtype == "int8"):
+            self.precision(dtype)
         config = read_config(folder)
         self.session_of_graph = self._softmax = self._weights = None
         weights = read_weights(folder, config)
+        self._dtype = dtype
         from onnx import TensorProto
 
         from llorch_graph.gpt2 import LAST, build_model, build_softmax, cache_names, past_names, point_names
 
+        self._softmax = inference_session(build_softmax(TensorProto.DOUBLE), threads)
+        if self.fast:
+            from tuned import build
+
+            model, self._weights = build(config, weights, dtype == "int8")
+            self.session_of_graph = inference_session(model, threads, self._weights, fast=True)
+            self.dims = config.dims
+            return
         shapes = {name: array.shape for name, array in weights.items()}
         model = build_model(config, shapes, external_weights=True)
         weights = {w.name: np.ascontiguousarray(weights[w.name]) for w in model.graph.initializer if w.name in weights}
         self.session_of_graph = inference_session(model, threads, weights)
-        self._softmax = inference_session(build_softmax(TensorProto.DOUBLE), threads)
         self._weights = weights  # ONNX Runtime reads them where they are
         layers = config.dims.n_layer
         self.caches, self.pasts = cache_names(layers), past_names(layers)
         check_names(self.session_of_graph, [*point_names(layers), LAST])
         self.dims = config.dims
 
+    def computes(self):
+        return self._dtype
+
     def session(self, probe, positions):
-        return OnnxRuntimeSession(self, probe)
+        return FastSession(self, positions) if self.fast else OnnxRuntimeSession(self, probe)
 
     def next_probs(self, logits, settings):
         # In float32 it adds a vocabulary of 50,257 in 16 lanes or 8, and beside a peak the tail is rounded
@@ -126,18 +152,53 @@ class OnnxRuntimeSession(Session):
         return found[head].numpy()[-1]
 
 
-def inference_session(model, threads, weights=None):
-    """A session that runs the model's nodes one by one, in this many threads."""
+class FastSession(Session):
+    """One run. Keys and values have one buffer a layer for all steps, which ONNX Runtime appends to."""
+
+    def __init__(self, adapter, positions):
+        import onnxruntime
+        from tuned import buffer_names
+
+        self._session = adapter.session_of_graph
+        self._binding = self._session.io_binding()
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        dims, self._fed = adapter.dims, 0
+        shape = (1, dims.n_head, positions, dims.head_dim)
+        self._buffers = [self._value(np.zeros(shape, np.float32)) for _ in range(2 * dims.n_layer)]
+        for past, present, buffer in zip(*buffer_names(dims.n_layer), self._buffers):
+            self._binding.bind_ortvalue_input(past, buffer)
+            self._binding.bind_ortvalue_output(present, buffer)
+        self._logits = self._value(np.zeros((1, 1, dims.vocab_size), np.float32))
+        self._binding.bind_ortvalue_output("logits", self._logits)
+
+    def forward(self, ids):
+        first, self._fed = self._fed, self._fed + len(ids)
+        feeds = {
+            "ids": np.asarray([ids], np.int64),
+            "positions": np.arange(first, self._fed, dtype=np.int64)[None],
+            "seqlens_k": np.asarray([self._fed - 1], np.int32),
+            "total": np.asarray(self._fed, np.int32),
+        }
+        for name, array in feeds.items():
+            self._binding.bind_ortvalue_input(name, self._value(array))
+        self._session.run_with_iobinding(self._binding)
+        return self._logits.numpy()[0, 0]
+
+
+def inference_session(model, threads, weights=None, fast=False):
+    """A session in this many threads: nodes one by one as they are, or `fast`, as ONNX Runtime likes it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if fast else level.ORT_DISABLE_ALL
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Other implementations want the processor while this one has nothing to do.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fast:
+        # Other implementations want the processor while this one has nothing to do.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
@@ -153,8 +214,8 @@ def check_names(session, expected):
 
 
 def main():
-    arguments(OnnxRuntimeAdapter).parse_args()
-    return serve(OnnxRuntimeAdapter())
+    options = arguments(OnnxRuntimeAdapter).parse_args()
+    return serve(OnnxRuntimeAdapter(options.variant))
 
 
 if __name__ == "__main__":

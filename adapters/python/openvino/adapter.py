@@ -4,6 +4,8 @@ OpenVINO compiles a graph as a whole and melts nodes together where nobody looks
 points in sight all of them are results of the compiled model, so that each is a value which the plugin
 has computed; without, it is free to do what it does for its users. INFERENCE_PRECISION_HINT is f32 in both:
 by default the plugin takes bf16 where the processor has it.
+
+`--variant fast` is the form that is timed: another graph (`stateful.py`), whose cache is the plugin's.
 """
 
 import sys
@@ -24,10 +26,15 @@ from llorch_adapter.sampling import filter_logits
 from llorch_adapter.serve import serve
 
 
+FAST = "fast"
+FUSED = "the fast form is compiled with its results alone: it shows nothing on the way"
+
+
 class OpenVinoAdapter(Adapter):
     name = "openvino"
     worth = "kernels"
     capabilities = ("capture", "generate", "sample", "draw", "deterministic")
+    variants = (FAST,)
     recipes = {
         "*": "the result of that name of the ONNX graph of adapters/python/llorch_graph/gpt2.py, compiled with every "
         "point as a result; no change of layout",
@@ -57,25 +64,54 @@ class OpenVinoAdapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.engine = None
+        self._dtype = "f32"
+        self.fast = variant == FAST
+        if self.fast:
+            # `infer` of the same request twice may share work differently between its threads.
+            self.capabilities = ("capture", "generate", "sample", "draw", "bench")
+            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.recipes = {"logits.last": "the result of the graph of adapters/python/openvino/stateful.py"}
+            self.deviations = ()
 
     def version(self):
         return f"openvino {version('openvino')}"
 
     def load(self, folder, dtype, threads):
-        self.precision(dtype)
+        if not (self.fast and dtype in ("bf16", "int8")):
+            self.precision(dtype)
         config = read_config(folder)
         self.engine = None
         weights = read_weights(folder, config)
+        self._dtype = dtype
+        if self.fast:
+            from stateful import StatefulEngine
+
+            self.engine = StatefulEngine(config, weights, threads, dtype)
+            self.dims = config.dims
+            return
         from engine import Engine
 
         self.engine = Engine(config, weights, threads)
         self.dims = config.dims
 
+    def computes(self):
+        return self._dtype
+
     def session(self, probe, positions):
-        return OpenVinoSession(self, probe)
+        return FastSession(self.engine) if self.fast else OpenVinoSession(self, probe)
 
     def next_probs(self, logits, settings):
+        if self.fast:
+            return super().next_probs(logits, settings)
         return self.engine.softmax(filter_logits(logits, settings))
+
+
+class FastSession(Session):
+    """One run over the plugin's own cache, which begins empty."""
+
+    def __init__(self, engine):
+        engine.reset()
+        self.forward = engine.step
 
 
 class OpenVinoSession(Session):
@@ -105,8 +141,8 @@ class OpenVinoSession(Session):
 
 
 def main():
-    arguments(OpenVinoAdapter).parse_args()
-    return serve(OpenVinoAdapter())
+    options = arguments(OpenVinoAdapter).parse_args()
+    return serve(OpenVinoAdapter(options.variant))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ use std::time::Instant;
 use llorch_models::progress::{Bar, Progress};
 use llorch_trace::bundle::{CaseRecord, Manifest};
 use llorch_trace::protocol::Inject;
-use llorch_trace::{BundleWriter, Dtype, Stage};
+use llorch_trace::{BundleWriter, Dtype, Precision, Stage};
 
 use crate::evidence::{Case, Evidence, Fault, FaultKind, Plan};
 use crate::isolate::Isolation;
@@ -182,9 +182,17 @@ impl<'a> Collection<'a> {
         let loaded = session.load(&self.settings.plan.model_dir, dtype, self.settings.threads);
         self.session = Some(session);
         match loaded {
-            Ok(computes) => {
+            Ok(Precision::Float(computes)) => {
                 self.evidence.computes = Some(computes);
                 Started::Running
+            }
+            Ok(precision @ Precision::Int8) => {
+                let name = &self.evidence.name;
+                let message = format!(
+                    "{name} computes in {precision}, for which stages have no bound; `llorch-diff bench` compares its logits"
+                );
+                self.fault(None, &Failure::new(FailureKind::Unsupported, message));
+                Started::Failed
             }
             Err(failure) => {
                 self.fault(None, &failure);

@@ -90,8 +90,8 @@ fn execute(args: &Args) -> Result<Report, RunError> {
     let (began, started) = (Instant::now(), SystemTime::now());
     let progress = Progress::new(false);
     let command = command(args)?;
-    let model = resolve(&args.model, args.means.offline)?;
-    let other = resolve(OTHER, args.means.offline)?;
+    let model = resolve(&args.model, args.means.access.offline)?;
+    let other = resolve(OTHER, args.means.access.offline)?;
     let setup = Setup {
         command: &command,
         model_dir: &model.dir,

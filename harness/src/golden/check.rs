@@ -57,7 +57,7 @@ impl Args {
             model: Some(model.into()),
             format: Format::Table,
             subject: subject.map(String::from),
-            offline: means.offline,
+            offline: means.access.offline,
             dir: None,
             strict: false,
         }

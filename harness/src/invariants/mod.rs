@@ -99,7 +99,7 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
     let means = &args.means;
     let provision = means.provision();
     let member = lineup::subject(args.subject.as_deref())?;
-    let resolve = ResolveOptions { offline: means.offline, ..ResolveOptions::default() };
+    let resolve = ResolveOptions { offline: means.access.offline, ..ResolveOptions::default() };
     let model = llorch_models::resolve(&args.model, &resolve)?;
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let missing = |m: crate::provision::Missing| {
@@ -112,8 +112,11 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
             return Err(RunError::Usage(format!("failed to check {url}: {what}")));
         }
     };
-    let setup =
-        Setup { dtype: args.precision.dtype, threads: means.threads(), limits: means.limits() };
+    let setup = Setup {
+        dtype: args.precision.dtype.into(),
+        threads: means.threads(),
+        limits: means.limits(),
+    };
     let (cases, left_out) = cases(&suite, &model, &command, &setup, &provision)?;
     let job = check::Job { command: &command, model_dir: &model.dir, cases: &cases, setup: &setup };
     let checked = match check::check(&job, &progress) {

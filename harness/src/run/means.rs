@@ -22,6 +22,13 @@ pub struct Means {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     threads: Option<NonZeroUsize>,
 
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// The network, and time.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Access {
     /// Never touch the network
     #[arg(long)]
     pub offline: bool,
@@ -37,10 +44,19 @@ pub struct Means {
 
 impl Means {
     pub fn threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.threads.map_or_else(cores, NonZeroUsize::get)
     }
 
+    pub fn limits(&self) -> Limits {
+        self.access.limits()
+    }
+
+    pub fn provision(&self) -> ProvisionOptions {
+        self.access.provision()
+    }
+}
+
+impl Access {
     pub fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         if let Some(time) = self.timeout {
@@ -54,7 +70,12 @@ impl Means {
     }
 }
 
-fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+/// All cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+pub fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "expected a whole number from 1 on".to_string())
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use llorch_trace::Dtype;
+use llorch_trace::Precision;
 use llorch_trace::protocol::RunRequest;
 
 use crate::supervise::{AdapterCommand, Failure, Limits, Session};
@@ -13,7 +13,7 @@ pub struct Scout<'a> {
     candidates: Vec<Candidate<'a>>,
     pub model_dir: PathBuf,
     pub limits: Limits,
-    pub dtype: Dtype,
+    pub dtype: Precision,
     pub threads: usize,
     scratch: PathBuf,
 }
@@ -22,7 +22,7 @@ pub struct Scout<'a> {
 type Find<'a> = Box<dyn FnOnce() -> Result<AdapterCommand, String> + 'a>;
 
 enum Candidate<'a> {
-    Unasked { name: String, dtype: Dtype, find: Find<'a> },
+    Unasked { name: String, dtype: Precision, find: Find<'a> },
     Running(Box<Session>),
     Failed(String),
 }
@@ -31,11 +31,11 @@ impl<'a> Scout<'a> {
     pub fn new(
         model_dir: PathBuf,
         limits: Limits,
-        dtype: Dtype,
+        dtype: impl Into<Precision>,
         threads: usize,
         scratch: PathBuf,
     ) -> Self {
-        Scout { candidates: Vec::new(), model_dir, limits, dtype, threads, scratch }
+        Scout { candidates: Vec::new(), model_dir, limits, dtype: dtype.into(), threads, scratch }
     }
 
     pub fn add(&mut self, name: &str, find: impl FnOnce() -> Result<AdapterCommand, String> + 'a) {
@@ -45,11 +45,11 @@ impl<'a> Scout<'a> {
     /// One that is asked in another dtype than that of the run.
     pub fn add_in(
         &mut self,
-        dtype: Dtype,
+        dtype: impl Into<Precision>,
         name: &str,
         find: impl FnOnce() -> Result<AdapterCommand, String> + 'a,
     ) {
-        let (name, find) = (name.to_string(), Box::new(find));
+        let (name, dtype, find) = (name.to_string(), dtype.into(), Box::new(find));
         self.candidates.push(Candidate::Unasked { name, dtype, find });
     }
 

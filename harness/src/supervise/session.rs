@@ -10,11 +10,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use llorch_models::progress::human_time;
+use llorch_trace::Precision;
 use llorch_trace::protocol::{
     DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request,
     Response, RunRequest, TensorMessage,
 };
-use llorch_trace::tensor::Dtype;
 
 use super::child::{Child, ExitState, Forced, Role, Stopped};
 use super::command::AdapterCommand;
@@ -88,14 +88,14 @@ impl Session {
         self.wire.child.pid()
     }
 
-    /// Loads a model. Returns the dtype that the adapter computes in: the one asked for, unless it says
-    /// another.
+    /// Loads a model. Returns what the adapter computes in: what was asked for, unless it says another.
     pub fn load(
         &mut self,
         model_dir: &Path,
-        dtype: Dtype,
+        precision: impl Into<Precision>,
         threads: usize,
-    ) -> Result<Dtype, Failure> {
+    ) -> Result<Precision, Failure> {
+        let dtype = precision.into();
         let deadline = Deadline::new("load", FailureKind::LoadTimeout, self.limits.load);
         self.wire.send(&Request::Load { model_dir: model_dir.to_owned(), dtype, threads })?;
         match self.wire.receive(&deadline)? {

@@ -1,7 +1,7 @@
 //! What both sides of a differential test must agree on, and nothing else.
 //!
 //! Reading order: [`points`] names the checkpoints and the tensors that belong to them, [`protocol`]
-//! the messages between the harness and an adapter, [`tensor`] the values in memory, [`files`] their
+//! the messages between the harness and an adapter, [`tensor`] the values in memory ([`precision`] what they are computed in), [`files`] their
 //! bounded readers and writers, [`bundle`] the folder in which a run keeps them, [`dims`] the sizes
 //! that the shapes are made of.
 //!
@@ -14,6 +14,7 @@ pub mod error;
 pub mod files;
 pub mod hash;
 pub mod points;
+pub mod precision;
 pub mod protocol;
 pub mod tensor;
 
@@ -21,4 +22,5 @@ pub use bundle::{Bundle, BundleWriter, Manifest};
 pub use dims::Dims;
 pub use error::{Error, Result};
 pub use points::{CHECKPOINTS, Checkpoint, Class, Point, PointSet, Stage, all_points, checkpoint};
+pub use precision::Precision;
 pub use tensor::{Dtype, Tensor, TensorData};

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::precision::Precision;
 use crate::tensor::Dtype;
 
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -17,7 +18,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Request {
     Hello { protocol: u32 },
-    Load { model_dir: PathBuf, dtype: Dtype, threads: usize },
+    Load { model_dir: PathBuf, dtype: Precision, threads: usize },
     Tokenize { id: String, text: String },
     Run(RunRequest),
     Draw(DrawRequest),
@@ -112,7 +113,7 @@ pub enum Response {
         seconds: Option<f64>,
         /// What is computed in, where that isn't what was asked for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        dtype: Option<Dtype>,
+        dtype: Option<Precision>,
     },
     Tokens {
         id: String,
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn writes_the_type_first() {
-        let load = Request::Load { model_dir: "/m".into(), dtype: Dtype::F32, threads: 2 };
+        let load = Request::Load { model_dir: "/m".into(), dtype: Dtype::F32.into(), threads: 2 };
         assert_eq!(
             serde_json::to_string(&load).unwrap(),
             r#"{"type":"load","model_dir":"/m","dtype":"f32","threads":2}"#

@@ -10,6 +10,7 @@
 
 mod bf16;
 mod f32;
+pub mod int8;
 
 use std::borrow::Cow;
 
@@ -82,14 +83,20 @@ pub fn linear(
     let tokens = x.len() / inputs.max(1);
     assert_eq!((x.len(), out.len()), (tokens * inputs, tokens * outputs), "[{inputs}, {outputs}]");
     assert!(bias.is_empty() || bias.len() == outputs, "{} biases, {outputs} outputs", bias.len());
-    // Where weights are in bf16, so are the inputs that they are multiplied by.
-    let (floats, rounded) = match weight.format() {
-        Format::F32 => (x, Vec::new()),
-        Format::Bf16 => (&[][..], round_rows(team, x, inputs)),
+    // Where weights are rounded, so are the inputs that they are multiplied by.
+    let (floats, rounded, words) = match weight.format() {
+        Format::F32 => (x, Vec::new(), 0),
+        Format::Bf16 => {
+            let words = inputs.div_ceil(2);
+            (&[][..], round_rows(team, x, inputs, words, bf16::pairs), words)
+        }
+        Format::Int8 => {
+            let words = inputs.div_ceil(int8::GROUP) * int8::INPUT_WORDS;
+            (&[][..], round_rows(team, x, inputs, words, int8::quantize), words)
+        }
     };
-    let pairs = inputs.div_ceil(2);
     let floats = grouped(team, floats, inputs);
-    let rounded = grouped(team, &rounded, pairs);
+    let rounded = grouped(team, &rounded, words);
     let work = tokens * inputs * outputs;
     for_each_tile(team, out, outputs.max(1), (PIECE, PANEL), work, |mut tile: Tile<'_>| {
         let panel = weight.panel(tile.columns.start / PANEL);
@@ -100,7 +107,8 @@ pub fn linear(
             let sums = &mut sums[..end - first];
             match panel {
                 Panel::F32(w) => f32::products(&floats[first * inputs..end * inputs], w, sums),
-                Panel::Bf16(w) => bf16::products(&rounded[first * pairs..end * pairs], w, sums),
+                Panel::Bf16(w) => bf16::products(&rounded[first * words..end * words], w, sums),
+                Panel::Int8(w) => int8::products(&rounded[first * words..end * words], w, sums),
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (y, b) in sums.iter_mut().zip(bias) {
@@ -150,13 +158,18 @@ fn grouped<'a, T: Copy + Default + Send + Sync>(
     Cow::Owned(groups)
 }
 
-/// Each row of K numbers as ⌈K/2⌉ pairs of bf16.
-fn round_rows(team: &Team, x: &[f32], inputs: usize) -> Vec<u32> {
-    let pairs = inputs.div_ceil(2);
-    let mut rounded = vec![0u32; x.len() / inputs.max(1) * pairs];
+/// Each row of K numbers rounded, in so many words.
+fn round_rows(
+    team: &Team,
+    x: &[f32],
+    inputs: usize,
+    words: usize,
+    round: fn(&[f32], &mut [u32]),
+) -> Vec<u32> {
+    let mut rounded = vec![0u32; x.len() / inputs.max(1) * words];
     let work = x.len() * 4;
-    for_each_chunk(team, &mut rounded, pairs, work, |t, out| {
-        bf16::pairs(&x[t * inputs..(t + 1) * inputs], out);
+    for_each_chunk(team, &mut rounded, words, work, |t, out| {
+        round(&x[t * inputs..(t + 1) * inputs], out);
     });
     rounded
 }
@@ -239,6 +252,27 @@ mod tests {
         Array2::from_shape_fn((x.nrows(), weight.ncols()), element).into_raw_vec_and_offset().0
     }
 
+    /// In int8: whole numbers and scales of 64 inputs each, whose products are summed exactly.
+    fn by_definition_in_int8(x: &Array2<f32>, weight: &Array2<f32>) -> Vec<f32> {
+        let group = |values: Vec<f32>| {
+            let largest = values.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+            let whole = values.iter().map(|x| (x * (127.0 / largest)).round_ties_even() as i64);
+            (largest / 127.0, whole.collect::<Vec<_>>())
+        };
+        let element = |(t, n): (usize, usize)| {
+            let mut total = 0.0f32;
+            for begin in (0..x.ncols()).step_by(int8::GROUP) {
+                let inputs = begin..x.ncols().min(begin + int8::GROUP);
+                let (x_scale, x) = group(inputs.clone().map(|k| x[[t, k]]).collect());
+                let (w_scale, w) = group(inputs.map(|k| weight[[k, n]]).collect());
+                let sum: i64 = x.iter().zip(&w).map(|(x, w)| x * w).sum();
+                total = (sum as f32).mul_add(x_scale * w_scale, total);
+            }
+            total
+        };
+        Array2::from_shape_fn((x.nrows(), weight.ncols()), element).into_raw_vec_and_offset().0
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
@@ -257,6 +291,9 @@ mod tests {
             let packed = Packed::from_matrix(weight.t(), Layout::OutputsByInputs, Format::Bf16);
             let got = same_at_every_level(|| multiply(&team, &x, &packed, &[]));
             prop_assert!(got == by_definition_in_bf16(&x, &weight));
+            let packed = Packed::from_matrix(weight.t(), Layout::OutputsByInputs, Format::Int8);
+            let got = same_at_every_level(|| multiply(&team, &x, &packed, &[]));
+            prop_assert!(got == by_definition_in_int8(&x, &weight));
         }
     }
 

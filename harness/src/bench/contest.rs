@@ -1,0 +1,507 @@
+//! The order of a bench: model, oracle, engines; then for each dtype and number of threads, those that can: all loaded,
+//! judged, asked in turn.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use llorch_models::progress::{Bar, Progress};
+use llorch_models::{ResolveOptions, ResolvedModel};
+use llorch_trace::Dims;
+
+use super::args::Plan;
+use super::limits::{self, Meter};
+use super::measure::{self, Job};
+use super::record::{
+    BenchResult, CheckRecord, Engine, MachineRecord, Metric, Row, SCHEMA, Settings, Unmeasured,
+    Why, median,
+};
+use super::truth::{self, Expected};
+use crate::lineup::Member;
+use crate::live::{Live, LiveError};
+use crate::machine::Machine;
+use crate::oracle::{Oracle, OracleError};
+use crate::run::RunError;
+use crate::run::assemble::model_record;
+use crate::supervise::{AdapterCommand, FailureKind, Limits, await_exit, interrupted};
+use crate::text::{count, rfc3339};
+
+/// Threads of some libraries look for work for a while after they are done: the next engine waits until they sleep.
+const PAUSE: Duration = Duration::from_millis(300);
+/// An engine that takes longer for its part of a round is asked less often.
+const PATIENCE: f64 = 20.0;
+/// Processes are started this often for the first token, at most.
+const COLD_STARTS: usize = 3;
+/// Memory that a loaded engine may take while it converts weights, in sizes of the weights in f32.
+const ROOM: u64 = 3;
+
+/// Who takes part, and how it is started.
+struct Entrant {
+    name: String,
+    version: String,
+    command: AdapterCommand,
+    checks: Vec<CheckRecord>,
+}
+
+struct Contest<'a> {
+    plan: &'a Plan,
+    progress: Progress,
+    model: ResolvedModel,
+    dims: Dims,
+    limits: Limits,
+    expected: Vec<Expected>,
+    meter: Option<Meter>,
+    entrants: Vec<Entrant>,
+    rows: Vec<Row>,
+    unmeasured: Vec<Unmeasured>,
+    read: BTreeMap<usize, Vec<f64>>,
+    operations: BTreeMap<usize, Vec<f64>>,
+}
+
+/// One that is loaded and right.
+struct Runner {
+    entrant: usize,
+    live: Live,
+    /// By metric and prompt.
+    samples: BTreeMap<(Metric, usize), Vec<f64>>,
+    rounds: usize,
+}
+
+pub fn hold(plan: &Plan) -> Result<BenchResult, RunError> {
+    let (began, started) = (Instant::now(), SystemTime::now());
+    let progress = Progress::new(false);
+    let options = ResolveOptions { offline: plan.access.offline, ..ResolveOptions::default() };
+    let model = llorch_models::resolve(&plan.model, &options)?;
+    progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
+    let config = model.dir.join("config.json");
+    let dims = Dims::from_config_file(&config).map_err(|e| RunError::Usage(e.to_string()))?;
+    let prompts = prompts(plan, &dims)?;
+
+    let mut contest = Contest {
+        plan,
+        progress,
+        model,
+        dims,
+        limits: plan.access.limits(),
+        expected: Vec::new(),
+        meter: None,
+        entrants: Vec::new(),
+        rows: Vec::new(),
+        unmeasured: Vec::new(),
+        read: BTreeMap::new(),
+        operations: BTreeMap::new(),
+    };
+    contest.invite()?;
+    contest.ask_the_oracle(&prompts).map_err(|error| RunError::Environment(error.to_string()))?;
+    contest.meter = Meter::new();
+    for &precision in &plan.precisions {
+        for &threads in &plan.threads {
+            contest.heat(Job { precision, threads })?;
+        }
+    }
+    contest.result(prompts, rfc3339(started), began)
+}
+
+/// Lengths that fit into the model with what is decoded after them.
+fn prompts(plan: &Plan, dims: &Dims) -> Result<Vec<usize>, RunError> {
+    let room = (dims.n_positions + 1).saturating_sub(plan.decode.max(truth::STEPS) + 1);
+    if room == 0 {
+        return Err(RunError::Usage(format!(
+            "failed to decode {} tokens: the model has {} positions",
+            plan.decode, dims.n_positions
+        )));
+    }
+    if plan.prompts.is_empty() {
+        let mut fitting = vec![2.min(room), 512.min(room)];
+        fitting.dedup();
+        return Ok(fitting);
+    }
+    match plan.prompts.iter().find(|&&prompt| prompt > room) {
+        Some(prompt) => Err(RunError::Usage(format!(
+            "failed to bench a prompt of {prompt} tokens and {} after it: the model has {} positions, which leave \
+             {room} for the prompt",
+            plan.decode, dims.n_positions
+        ))),
+        None => Ok(plan.prompts.clone()),
+    }
+}
+
+/// "Hello." and ids that are spread over the vocabulary: the same for everybody, always.
+fn ids(length: usize, vocabulary: usize) -> Vec<u32> {
+    let hello = [15496usize, 13];
+    let others = (2..).map(|i: usize| i * 7919);
+    hello.into_iter().chain(others).take(length).map(|id| (id % vocabulary) as u32).collect()
+}
+
+impl Contest<'_> {
+    /// Everybody who can be had. Without the subject there is nothing to compare.
+    fn invite(&mut self) -> Result<(), RunError> {
+        let provision = self.plan.access.provision();
+        let mut take = |member: &Member| match member.command(&provision) {
+            Ok(command) => {
+                let (name, version) = (member.name.clone(), String::new());
+                self.entrants.push(Entrant { name, version, command, checks: Vec::new() });
+                Ok(())
+            }
+            Err(missing) => Err(missing),
+        };
+        take(&self.plan.subject).map_err(|missing| RunError::Environment(missing.to_string()))?;
+        let mut absent = Vec::new();
+        for member in &self.plan.peers {
+            if let Err(missing) = take(member) {
+                absent.push((member.name.clone(), missing.to_string()));
+            }
+        }
+        for (engine, reason) in absent {
+            self.leave_out(&engine, None, Why::Missing, reason);
+        }
+        Ok(())
+    }
+
+    fn ask_the_oracle(&mut self, prompts: &[usize]) -> Result<(), OracleError> {
+        let oracle = Oracle::open(&self.model.dir)?;
+        for &length in prompts {
+            let bar =
+                self.progress.open("oracle", &format!("{} in float64", count(length, "token")));
+            self.expected.push(Expected::of(&oracle, ids(length, self.dims.vocab_size))?);
+            drop(bar);
+        }
+        Ok(())
+    }
+
+    /// All engines in one dtype with one number of threads, as many at a time as memory holds.
+    fn heat(&mut self, job: Job) -> Result<(), RunError> {
+        let peers: Vec<usize> = (1..self.entrants.len()).collect();
+        let mut waves: Vec<&[usize]> = peers.chunks(self.seats()).collect();
+        if waves.is_empty() {
+            waves.push(&[]); // the subject alone
+        }
+        for peers in waves {
+            let mut runners = Vec::new();
+            for &entrant in [0].iter().chain(peers) {
+                stop_if_interrupted()?;
+                runners.extend(self.load(entrant, job));
+            }
+            let is_subject = |runner: &Runner| runner.entrant == 0;
+            if !runners.iter().any(is_subject) && runners.is_empty() {
+                continue;
+            }
+            self.rounds(job, &mut runners)?;
+            self.cold_starts(job, &mut runners)?;
+            self.keep(job, &runners);
+            for runner in runners {
+                runner.live.finish();
+            }
+        }
+        Ok(())
+    }
+
+    /// How many peers fit into memory beside the subject.
+    fn seats(&self) -> usize {
+        let file = self.model.dir.join("model.safetensors");
+        let size = std::fs::metadata(file).map_or(0, |meta| meta.len()).max(1);
+        let available = measure::available_memory().unwrap_or(u64::MAX);
+        let engines = available / 10 * 8 / (ROOM * size);
+        usize::try_from(engines).unwrap_or(usize::MAX).saturating_sub(1).max(1)
+    }
+
+    /// Starts, loads and judges one.
+    fn load(&mut self, entrant: usize, job: Job) -> Option<Runner> {
+        let name = self.entrants[entrant].name.clone();
+        let what = format!("{name}, {}, {}", job.precision, count(job.threads, "thread"));
+        let bar = self.progress.open(&what, "loading the model");
+        let setup = job.setup(&self.limits);
+        let command = self.entrants[entrant].command.clone();
+        let mut live = match Live::start_with(&command, &self.model.dir, &setup) {
+            Ok(live) => live,
+            Err(error) => {
+                let why = match &error {
+                    LiveError::Adapter(failure) if failure.kind == FailureKind::Unsupported => {
+                        Why::Unsupported
+                    }
+                    _ => Why::Failed,
+                };
+                self.leave_out(&name, Some(job), why, error.to_string());
+                return None;
+            }
+        };
+        self.entrants[entrant].version.clone_from(&live.hello().version);
+        bar.doing("comparing with the oracle");
+        let answers: Result<Vec<_>, String> =
+            self.expected.iter().map(|expected| expected.ask(&mut live)).collect();
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(reason) => {
+                live.finish();
+                self.leave_out(&name, Some(job), Why::Failed, reason);
+                return None;
+            }
+        };
+        let deviations = live.hello().deviations.clone();
+        let check = truth::judge(job, self.dims.n_layer, &deviations, &self.expected, &answers);
+        let (correct, reason) = (check.correct, wrong(&check));
+        let record = CheckRecord { dtype: job.precision, threads: job.threads, check };
+        // Of several waves the last: the engine and the question are the same.
+        let checks = &mut self.entrants[entrant].checks;
+        checks.retain(|c| (c.dtype, c.threads) != (job.precision, job.threads));
+        checks.push(record);
+        if !correct {
+            live.finish();
+            self.leave_out(&name, Some(job), Why::Wrong, reason);
+            return None;
+        }
+        let samples = BTreeMap::from([((Metric::Load, 0), vec![live.load_seconds])]);
+        Some(Runner { entrant, live, samples, rounds: self.plan.rounds })
+    }
+
+    /// Everybody in turn, the machine too.
+    fn rounds(&mut self, job: Job, runners: &mut Vec<Runner>) -> Result<(), RunError> {
+        let what = format!("{}, {}", job.precision, count(job.threads, "thread"));
+        let bar = self.progress.steps(&what, "round", self.plan.rounds);
+        // The first round is not counted: caches and clocks are cold, kernels may be compiled.
+        for round in 0..=self.plan.rounds {
+            self.measure_machine(job, round > 0);
+            let mut broken = Vec::new();
+            for (at, runner) in runners.iter_mut().enumerate().filter(|(_, r)| round <= r.rounds) {
+                stop_if_interrupted()?;
+                bar.detail(&self.entrants[runner.entrant].name);
+                let began = Instant::now();
+                if let Err(reason) = ask(runner, &self.expected, self.plan.decode, round > 0) {
+                    broken.push((at, reason));
+                }
+                let took = began.elapsed().as_secs_f64();
+                if round == 0 && took > PATIENCE {
+                    let fitting = (PATIENCE * self.plan.rounds as f64 / took) as usize;
+                    runner.rounds = fitting.clamp(1, self.plan.rounds);
+                }
+            }
+            for (at, reason) in broken.into_iter().rev() {
+                let runner = runners.remove(at);
+                let name = self.entrants[runner.entrant].name.clone();
+                runner.live.finish();
+                self.leave_out(&name, Some(job), Why::Failed, reason);
+            }
+            bar.set(round as u64);
+        }
+        self.tell(job, runners, &bar);
+        Ok(())
+    }
+
+    fn measure_machine(&mut self, job: Job, counts: bool) {
+        std::thread::sleep(PAUSE);
+        let read = self.meter.as_ref().map(|meter| meter.read(job.threads));
+        let operations = limits::operations(job);
+        if counts {
+            self.read.entry(job.threads).or_default().extend(read);
+            self.operations.entry(job.threads).or_default().extend(operations);
+        }
+    }
+
+    /// Processes that start while nobody else is loaded would be fairer still, and take as long again; what is
+    /// loaded sleeps.
+    fn cold_starts(&mut self, job: Job, runners: &mut [Runner]) -> Result<(), RunError> {
+        let shortest = self.expected.iter().map(|e| &e.ids).min_by_key(|ids| ids.len());
+        let Some(ids) = shortest else { return Ok(()) };
+        let bar = self.progress.open("first token", "starting processes");
+        for _ in 0..self.plan.rounds.min(COLD_STARTS) {
+            for runner in runners.iter_mut() {
+                stop_if_interrupted()?;
+                std::thread::sleep(PAUSE);
+                let entrant = &self.entrants[runner.entrant];
+                bar.doing(&entrant.name);
+                let setup = job.setup(&self.limits);
+                let seconds = measure::first_token(&entrant.command, &self.model.dir, &setup, ids);
+                // It has just run: what fails now fails for want of memory or by interruption.
+                if let Ok(seconds) = seconds {
+                    let key = (Metric::FirstToken, ids.len());
+                    runner.samples.entry(key).or_default().push(seconds);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One line for each engine, so that a long bench shows what it has.
+    fn tell(&self, job: Job, runners: &[Runner], bar: &Bar) {
+        for runner in runners {
+            let rates = runner.samples.iter().filter(|((metric, _), _)| metric.more_is_better());
+            let rates: Vec<String> = rates
+                .map(|((metric, prompt), samples)| {
+                    let name = if *metric == Metric::Prefill { "prefill" } else { "decode after" };
+                    format!("{name} {prompt}: {:.1}", median(samples))
+                })
+                .collect();
+            let name = &self.entrants[runner.entrant].name;
+            bar.say(&format!(
+                "{name}, {}, {}: {} tokens/s",
+                job.precision,
+                count(job.threads, "thread"),
+                rates.join(", ")
+            ));
+        }
+    }
+
+    /// Rows of a wave, with ratios to the subject that was measured in the same wave.
+    fn keep(&mut self, job: Job, runners: &[Runner]) {
+        let mut samples: Vec<(usize, BTreeMap<(Metric, usize), Vec<f64>>)> =
+            runners.iter().map(|runner| (runner.entrant, runner.samples.clone())).collect();
+        for (runner, (_, samples)) in runners.iter().zip(&mut samples) {
+            if let Some(bytes) = measure::peak_memory(runner.live.process_id()) {
+                samples.insert((Metric::PeakMemory, 0), vec![bytes as f64]);
+            }
+        }
+        let ours = samples.iter().find(|(entrant, _)| *entrant == 0).map(|(_, s)| s.clone());
+        for (entrant, samples) in samples {
+            for ((metric, prompt), values) in
+                samples.iter().filter(|(_, values)| !values.is_empty())
+            {
+                let middle = median(values);
+                let beside = ours.as_ref().and_then(|ours| ours.get(&(*metric, *prompt)));
+                let ratio = beside.filter(|_| entrant != 0).map(|ours| {
+                    let ratio = median(ours) / middle;
+                    if metric.more_is_better() { ratio } else { ratio.recip() }
+                });
+                let limit = self.limit(job, *metric, *prompt);
+                let Entrant { name, version, .. } = &self.entrants[entrant];
+                let row = Row {
+                    engine: name.clone(),
+                    version: version.clone(),
+                    dtype: job.precision,
+                    threads: job.threads,
+                    metric: *metric,
+                    prompt: *prompt,
+                    batch: 1,
+                    median: middle,
+                    min: values.iter().copied().fold(f64::INFINITY, f64::min),
+                    max: values.iter().copied().fold(0.0, f64::max),
+                    runs: values.len(),
+                    unit: metric.unit().into(),
+                    of_limit: limit.map(|limit| middle / limit),
+                    ratio,
+                    correct: true,
+                };
+                // The subject is there in every wave: its first figures stand, its ratios are each wave's own.
+                if self.result_row(&row).is_none() {
+                    self.rows.push(row);
+                }
+            }
+        }
+    }
+
+    fn result_row(&self, like: &Row) -> Option<&Row> {
+        let key = |r: &Row| (r.engine.clone(), r.dtype, r.threads, r.metric, r.prompt);
+        self.rows.iter().find(|row| key(row) == key(like))
+    }
+
+    /// What the machine allows, in the unit of the metric.
+    fn limit(&self, job: Job, metric: Metric, prompt: usize) -> Option<f64> {
+        let of = |all: &BTreeMap<usize, Vec<f64>>| {
+            all.get(&job.threads).filter(|samples| !samples.is_empty()).map(|s| median(s))
+        };
+        match metric {
+            Metric::Decode => {
+                let seen = prompt + self.plan.decode / 2;
+                of(&self.read).and_then(|bytes| limits::decode(&self.dims, job, seen, bytes))
+            }
+            // Two tokens are read as decoding is: memory is their limit.
+            Metric::Prefill if prompt >= 64 && limits::knows(job) => {
+                of(&self.operations).map(|rate| limits::prefill(&self.dims, prompt, rate))
+            }
+            _ => None,
+        }
+    }
+
+    fn leave_out(&mut self, engine: &str, job: Option<Job>, why: Why, reason: String) {
+        // Some thing in every wave is one thing.
+        let entry = Unmeasured {
+            engine: engine.into(),
+            dtype: job.map(|job| job.precision),
+            threads: job.map(|job| job.threads),
+            why,
+            reason,
+        };
+        if !self.unmeasured.contains(&entry) {
+            self.progress.say(&format!("{engine}: {}", entry.reason));
+            self.unmeasured.push(entry);
+        }
+    }
+
+    fn result(
+        self,
+        prompts: Vec<usize>,
+        started: String,
+        began: Instant,
+    ) -> Result<BenchResult, RunError> {
+        let middle = |all: BTreeMap<usize, Vec<f64>>| -> BTreeMap<usize, f64> {
+            let known = all.into_iter().filter(|(_, samples)| !samples.is_empty());
+            known.map(|(threads, samples)| (threads, median(&samples) / 1e9)).collect()
+        };
+        let here = Machine::here();
+        let subject = self.entrants[0].name.clone();
+        let engines = self.entrants.into_iter();
+        Ok(BenchResult {
+            schema: SCHEMA.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started,
+            seconds: began.elapsed().as_secs_f64(),
+            model: model_record(&self.model)?,
+            machine: MachineRecord {
+                system: here.system,
+                cpu: here.cpu,
+                cores: here.cores,
+                read_gb_s: middle(self.read),
+                f32_gflop_s: middle(self.operations),
+            },
+            settings: Settings {
+                dtypes: self.plan.precisions.clone(),
+                threads: self.plan.threads.clone(),
+                prompts,
+                decode: self.plan.decode,
+                rounds: self.plan.rounds,
+            },
+            subject,
+            engines: engines
+                .map(|e| Engine { name: e.name, version: e.version, checks: e.checks })
+                .collect(),
+            rows: self.rows,
+            unmeasured: self.unmeasured,
+        })
+    }
+}
+
+/// One engine's part of a round.
+fn ask(
+    runner: &mut Runner,
+    expected: &[Expected],
+    decode: usize,
+    counts: bool,
+) -> Result<(), String> {
+    for expected in expected {
+        std::thread::sleep(PAUSE);
+        let times = measure::prompt(&mut runner.live, &expected.ids, decode)?;
+        if counts {
+            let length = expected.ids.len();
+            let mut keep = |metric, rate| {
+                runner.samples.entry((metric, length)).or_default().push(rate);
+            };
+            keep(Metric::Prefill, length as f64 / times.prefill);
+            keep(Metric::Decode, decode as f64 / times.decode);
+        }
+    }
+    Ok(())
+}
+
+fn wrong(check: &truth::Check) -> String {
+    format!(
+        "its logits are not those of the model: off by {:.1e} (noise {:.1e}), at most {:.1e} is rounding; the likeliest \
+         token is the oracle's at {} of {} steps",
+        check.error, check.noise, check.bound, check.same_top, check.steps
+    )
+}
+
+fn stop_if_interrupted() -> Result<(), RunError> {
+    if interrupted() {
+        await_exit(); // the handler ends the process
+        return Err(RunError::Environment("interrupted".into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! What this machine could do at best: bytes read and multiply-adds made a second, by so many threads.
+//!
+//! Both are measured by the simplest code that reaches them, in the same minutes as the engines: a machine that is
+//! shared has other limits in each of them.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use llorch_trace::{Dims, Dtype, Precision};
+use memmap2::MmapMut;
+
+use super::measure::Job;
+
+/// More than caches hold, of every thread.
+const BUFFER: usize = 256 << 20;
+/// Sums that don't wait for each other: more than two units wait for whose answer takes four cycles or five.
+const CHAINS: usize = 12;
+const REPEATS: usize = 8_000_000;
+
+/// Memory that is read from beginning to end.
+#[derive(Debug)]
+pub struct Meter {
+    memory: MmapMut,
+}
+
+impl Meter {
+    /// None where there isn't so much memory.
+    pub fn new() -> Option<Meter> {
+        let mut memory = MmapMut::map_anon(BUFFER).ok()?;
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage); // an advice: without it reading is a bit slower
+        memory.fill(1);
+        Some(Meter { memory })
+    }
+
+    /// Bytes a second.
+    pub fn read(&self, threads: usize) -> f64 {
+        let share = BUFFER / threads / 64 * 64;
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for part in self.memory.chunks_exact(share).take(threads) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+        (share * threads) as f64 / began.elapsed().as_secs_f64()
+    }
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// Whether multiply-adds are measured in what the job computes in.
+pub fn knows(job: Job) -> bool {
+    job.precision == Precision::Float(Dtype::F32)
+}
+
+/// Floating-point operations a second, a multiply-add being two; none for what is not measured, and on processors for
+/// which there is no loop here.
+pub fn operations(job: Job) -> Option<f64> {
+    let multiply_add = if knows(job) { multiply_add()? } else { return None };
+    let began = Instant::now();
+    let done: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..job.threads).map(|_| scope.spawn(multiply_add)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(0)).sum()
+    });
+    Some(done as f64 / began.elapsed().as_secs_f64())
+}
+
+/// What multiplies and adds in registers for a while, and says how many operations that were.
+fn multiply_add() -> Option<fn() -> usize> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has just said that it has AVX-512F.
+            return Some(|| unsafe { x86::with_avx512() });
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has just said that it has AVX2 and FMA.
+            return Some(|| unsafe { x86::with_avx2() });
+        }
+    }
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! By hand: what the compiler makes of a plain loop over so many sums is anybody's guess.
+
+    use std::arch::x86_64::{
+        _mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps,
+    };
+    use std::hint::black_box;
+
+    use super::{CHAINS, REPEATS};
+
+    #[target_feature(enable = "avx512f")]
+    pub fn with_avx512() -> usize {
+        let factor = _mm512_set1_ps(black_box(0.5));
+        let mut sums = [factor; CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+        REPEATS * CHAINS * 16 * 2
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn with_avx2() -> usize {
+        let factor = _mm256_set1_ps(black_box(0.5));
+        let mut sums = [factor; CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+        REPEATS * CHAINS * 8 * 2
+    }
+}
+
+/// Weights of less than this may stay in caches, and memory is no limit.
+const IN_CACHES: f64 = 64e6;
+
+/// Tokens a second that memory allows when one is decoded after `seen` others; none where it is no limit.
+pub fn decode(dims: &Dims, job: Job, seen: usize, bytes_a_second: f64) -> Option<f64> {
+    let weights = (dims.n_layer * block_weights(dims) + dims.vocab_size * dims.n_embd) as f64;
+    let weights = weights * job.precision.size() as f64;
+    // Keys and values are in f32 or narrower, and belong to what has to be read.
+    let cache = (2 * dims.n_layer * dims.n_embd * seen * 4.min(job.precision.size())) as f64;
+    (weights > IN_CACHES).then(|| bytes_a_second / (weights + cache))
+}
+
+/// Tokens a second that multiply-adds allow in a prompt of so many: the head is applied to the last one alone.
+pub fn prefill(dims: &Dims, prompt: usize, operations_a_second: f64) -> f64 {
+    let products = prompt * dims.n_layer * block_weights(dims);
+    // Scores and contexts, of the causal half.
+    let attention = dims.n_layer * dims.n_embd * prompt * (prompt + 1);
+    let head = dims.vocab_size * dims.n_embd;
+    operations_a_second * prompt as f64 / (2 * (products + attention + head)) as f64
+}
+
+/// Of a block's four matrices.
+fn block_weights(dims: &Dims) -> usize {
+    dims.n_embd * (3 * dims.n_embd + dims.n_embd + 2 * dims.n_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPT2: Dims = Dims {
+        n_layer: 12,
+        n_head: 12,
+        n_embd: 768,
+        n_inner: 3072,
+        n_positions: 1024,
+        vocab_size: 50257,
+    };
+
+    #[test]
+    fn the_limits_of_gpt2_are_those_of_its_size() {
+        let job = Job { precision: Dtype::F32.into(), threads: 2 };
+        // 494 MB of weights a token.
+        assert!((decode(&GPT2, job, 0, 49.4e9).unwrap() - 100.0).abs() < 0.2);
+        assert_eq!(decode(&Dims { vocab_size: 100, n_layer: 1, ..GPT2 }, job, 0, 49.4e9), None);
+        // 2 · 85 M operations a token in the blocks, and attention.
+        let rate = prefill(&GPT2, 512, 225e9);
+        assert!((1200.0..1300.0).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn every_byte_is_read_and_products_are_counted() {
+        assert_eq!(sum(&[1; 512]), 64 * 0x0101_0101_0101_0101);
+        if let Some(multiply_add) = multiply_add() {
+            assert!(multiply_add() >= REPEATS * CHAINS * 8 * 2);
+        }
+    }
+}

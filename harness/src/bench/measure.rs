@@ -1,0 +1,82 @@
+//! One engine's figures: by its own clock, which is held against ours.
+
+use std::path::Path;
+use std::time::Instant;
+
+use llorch_trace::Precision;
+
+use crate::live::{Ask, Live, Setup};
+use crate::supervise::{AdapterCommand, Limits};
+
+/// What all engines that are compared with each other compute in, and with how many threads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Job {
+    pub precision: Precision,
+    pub threads: usize,
+}
+
+impl Job {
+    pub fn setup(self, limits: &Limits) -> Setup {
+        Setup { dtype: self.precision, threads: self.threads, limits: limits.clone() }
+    }
+}
+
+/// How long a prompt and the tokens after it took, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub prefill: f64,
+    pub decode: f64,
+}
+
+/// A prompt and `new` tokens after the one that the prompt itself gives; nothing is captured.
+pub fn prompt(live: &mut Live, ids: &[u32], new: usize) -> Result<Times, String> {
+    let began = Instant::now();
+    let ask = Ask { ids: ids.to_vec(), max_new_tokens: new + 1, ..Ask::default() };
+    let done = live.run(ask).map_err(|error| error.to_string())?;
+    let wall = began.elapsed().as_secs_f64();
+    let told = "expected `seconds` with prefill and decode in `done`";
+    let (Some(prefill), Some(decode)) = (done.seconds.prefill, done.seconds.decode) else {
+        return Err(format!("it has no clock: {told}"));
+    };
+    let positive = |x: f64| x.is_finite() && x > 0.0;
+    // Its own clock leaves out what it takes to speak to it, and can't have run for longer than ours.
+    if !positive(prefill) || !positive(decode) || prefill + decode > wall {
+        return Err(format!(
+            "its clock can't be right: {prefill} s and {decode} s of a request that took {wall:.4} s; {told}"
+        ));
+    }
+    Ok(Times { prefill, decode })
+}
+
+/// From the start of the process to its first token, in seconds: start, load, prompt.
+pub fn first_token(
+    command: &AdapterCommand,
+    model_dir: &Path,
+    setup: &Setup,
+    ids: &[u32],
+) -> Result<f64, String> {
+    let began = Instant::now();
+    let mut live =
+        Live::start_with(command, model_dir, setup).map_err(|error| error.to_string())?;
+    let ask = Ask { ids: ids.to_vec(), max_new_tokens: 1, ..Ask::default() };
+    let answer = live.run(ask).map_err(|error| error.to_string());
+    let seconds = began.elapsed().as_secs_f64();
+    live.finish();
+    answer.map(|_| seconds)
+}
+
+/// The most memory that a process has had so far, in bytes; none where the system doesn't tell.
+pub fn peak_memory(process: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Memory that can be had without swapping, in bytes; none where the system doesn't tell.
+pub fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
