@@ -12,7 +12,7 @@ use llorch_diff::supervise::{
     group_is_empty, run_tool,
 };
 use llorch_trace::protocol::{DoneMessage, RunRequest};
-use llorch_trace::tensor::Dtype;
+use llorch_trace::{Dtype, Precision};
 
 /// Short enough that a test of a time-out is quick, long enough for a loaded machine to answer.
 fn limits() -> Limits {
@@ -53,7 +53,7 @@ impl Talk {
         self.session.as_mut().unwrap()
     }
 
-    fn load(&mut self) -> Result<Dtype, Failure> {
+    fn load(&mut self) -> Result<Precision, Failure> {
         let dir = self.dir.path().to_owned();
         std::fs::write(
             dir.join("config.json"),

@@ -16,7 +16,7 @@ use crate::kv_cache::{BLOCK, LayerCache};
 use crate::team::Team;
 
 /// Queries that share one reading of keys or values: a strip.
-const QUERIES: usize = 4;
+const QUERIES: usize = 6;
 /// Accumulators a query: one block of keys, or 64 of a head's dimensions.
 const LANES: usize = BLOCK;
 /// Queries of one piece of work.
@@ -71,8 +71,8 @@ pub fn attend(
     let work = 2 * tokens * len * width;
     for_each_tile(team, out, width, (PIECE, head_dim), work, |mut tile| {
         let h = tile.columns.start / head_dim;
-        let mut probs = vec![0.0; QUERIES * len]; // [4, S]
-        let mut contexts = vec![0.0; QUERIES * head_dim]; // [4, D]
+        let mut probs = vec![0.0; QUERIES * len]; // [6, S]
+        let mut contexts = vec![0.0; QUERIES * head_dim]; // [6, D]
         for begin in tile.rows.clone().step_by(QUERIES) {
             let rows = QUERIES.min(tile.rows.end - begin);
             let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
@@ -139,7 +139,7 @@ pub fn context(team: &Team, probs: ArrayView3<'_, f32>, values: &LayerCache) -> 
     out
 }
 
-/// One to four neighbouring queries of a head.
+/// One to six neighbouring queries of a head.
 #[derive(Debug, Clone, Copy)]
 struct Strip {
     head: usize,
@@ -189,60 +189,55 @@ fn context_strip(strip: Strip, probs: &[f32], stride: usize, values: &LayerCache
     let v = values.head_values(head); // [capacity, D]
     for first in (0..visible + rows - 1).step_by(BLOCK) {
         let v = &v[first * head_dim..];
-        if first + BLOCK <= visible {
-            // Every query of the strip sees the whole block.
-            let probs = &probs[first..(rows - 1) * stride + first + BLOCK];
-            add_block(probs, stride, BLOCK, v, head_dim, out);
-            continue;
-        }
-        for (r, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let seen = (visible + r).saturating_sub(first).min(BLOCK);
-            let probs = &probs[r * stride + first..][..seen];
-            add_block(probs, stride, seen, v, head_dim, out);
-        }
-    }
-}
-
-/// `out[r] += Σ_s probs[r, s] · v[s]` over one block's `seen` positions; `out`: `[R, D]`.
-fn add_block(
-    probs: &[f32],
-    stride: usize,
-    seen: usize,
-    v: &[f32],
-    head_dim: usize,
-    out: &mut [f32],
-) {
-    if seen == 0 {
-        return;
-    }
-    for lane in (0..head_dim).step_by(LANES) {
-        let width = LANES.min(head_dim - lane);
-        let mut sums = [[0.0; LANES]; QUERIES];
-        let v = &v[lane..(seen - 1) * head_dim + lane + width];
-        products(probs, stride, seen, v, head_dim, &mut sums);
-        for (out, sums) in out.chunks_exact_mut(head_dim).zip(&sums) {
-            for (y, sum) in out[lane..][..width].iter_mut().zip(sums) {
-                *y += sum;
+        // What the first query sees of the block, all see; the next sees one more, and so on.
+        let common = visible.saturating_sub(first).min(BLOCK);
+        let seen = |r: usize| (visible + r).saturating_sub(first).min(BLOCK);
+        for lane in (0..head_dim).step_by(LANES) {
+            let width = LANES.min(head_dim - lane);
+            let v = |from: usize, to: usize| {
+                &v[from * head_dim + lane..(to - 1) * head_dim + lane + width]
+            };
+            let mut sums = [[0.0; LANES]; QUERIES];
+            if common > 0 {
+                let probs = &probs[first..(rows - 1) * stride + first + common];
+                products(probs, stride, common, v(0, common), head_dim, &mut sums);
+            }
+            for r in 1..rows {
+                if seen(r) > common {
+                    let probs = &probs[r * stride + first..][common..seen(r)];
+                    let more = &mut sums[r..r + 1];
+                    products(probs, stride, probs.len(), v(common, seen(r)), head_dim, more);
+                }
+            }
+            for (r, (out, sums)) in out.chunks_exact_mut(head_dim).zip(&sums).enumerate() {
+                if seen(r) > 0 {
+                    for (y, sum) in out[lane..][..width].iter_mut().zip(sums) {
+                        *y += sum;
+                    }
+                }
             }
         }
     }
 }
 
 dispatched! {
-    /// `sums[r][l] = Σ_k x[r, k] · w[k, l]`, k in order, for up to four rows and 64 columns.
+    /// Adds `x[r, k] · w[k, l]` to `sums[r][l]`, k in order, for up to six rows and 64 columns.
     ///
     /// `x`: rows of `depth` numbers, `x_stride` apart; `w`: rows `w_stride` apart, of which the last
-    /// may be shorter than 64: what it lacks stays 0.
-    fn products(x: &[f32], x_stride: usize, depth: usize, w: &[f32], w_stride: usize, sums: &mut [[f32; LANES]; QUERIES]) {
+    /// may be shorter than 64: what it lacks is let be.
+    fn products(x: &[f32], x_stride: usize, depth: usize, w: &[f32], w_stride: usize, sums: &mut [[f32; LANES]]) {
         let rows = (x.len() - depth) / x_stride + 1;
         let width = w.len() - (depth - 1) * w_stride;
         if width < LANES {
             narrow(x, x_stride, rows, depth, w, w_stride, width, sums);
-        } else if rows == QUERIES {
-            *sums = wide::<QUERIES>(x, x_stride, depth, w, w_stride);
         } else {
-            for (r, sums) in sums[..rows].iter_mut().enumerate() {
-                [*sums] = wide::<1>(&x[r * x_stride..], x_stride, depth, w, w_stride);
+            match rows {
+                1 => wide::<1>(x, x_stride, depth, w, w_stride, sums),
+                2 => wide::<2>(x, x_stride, depth, w, w_stride, sums),
+                3 => wide::<3>(x, x_stride, depth, w, w_stride, sums),
+                4 => wide::<4>(x, x_stride, depth, w, w_stride, sums),
+                5 => wide::<5>(x, x_stride, depth, w, w_stride, sums),
+                _ => wide::<QUERIES>(x, x_stride, depth, w, w_stride, sums),
             }
         }
     }
@@ -255,8 +250,10 @@ fn wide<const R: usize>(
     depth: usize,
     w: &[f32],
     w_stride: usize,
-) -> [[f32; LANES]; R] {
-    let mut sums = [[0.0f32; LANES]; R];
+    out: &mut [[f32; LANES]],
+) {
+    // A copy, which stays in registers.
+    let mut sums: [[f32; LANES]; R] = std::array::from_fn(|r| out[r]);
     let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * x_stride..][..depth]);
     for k in 0..depth {
         let w: &[f32; LANES] = w[k * w_stride..][..LANES].try_into().expect("64 columns");
@@ -266,7 +263,7 @@ fn wide<const R: usize>(
             }
         }
     }
-    sums
+    out[..R].copy_from_slice(&sums);
 }
 
 /// The same for heads that are not a multiple of 64 wide.
@@ -279,7 +276,7 @@ fn narrow(
     w: &[f32],
     w_stride: usize,
     width: usize,
-    sums: &mut [[f32; LANES]; QUERIES],
+    sums: &mut [[f32; LANES]],
 ) {
     for (r, sums) in sums[..rows].iter_mut().enumerate() {
         for k in 0..depth {

@@ -6,15 +6,20 @@ checkpoint, whose layout is that of Hugging Face's. It needs neither torch nor t
 
 import tempfile
 
-from ctranslate2 import Generator
+from ctranslate2 import Generator, get_supported_compute_types
 from ctranslate2.converters import openai_gpt2
 from ctranslate2.specs import common_spec, transformer_spec
+
+from llorch_adapter.errors import UnsupportedError
 
 
 def make_generator(config, weights, threads, compute_type="float32"):
     """CTranslate2's generator, in float32 unless told otherwise. The folder that it is read from lives no longer than that."""
     with tempfile.TemporaryDirectory(prefix="llorch-ctranslate2-") as folder:
         make_spec(config, weights).save(folder)
+        # One that the CPU hasn't, in the build at hand, is refused when the model is loaded: asked before, by name.
+        if compute_type not in get_supported_compute_types("cpu"):
+            raise UnsupportedError(f"CTranslate2 doesn't compute in {compute_type} on this CPU")
         return Generator(folder, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads)
 
 

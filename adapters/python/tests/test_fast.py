@@ -3,7 +3,8 @@
 import unittest
 
 import numpy as np
-from client import NANO, Client, interpreter
+
+from .client import NANO, Client, interpreter
 
 # Engine and dtype, and how far its logits may be from those of NumPy in f64, whose largest is 30. For f32: rounding, and
 # what llama.cpp declares. Narrower: twice what was measured.

@@ -57,12 +57,14 @@ struct Contest<'a> {
     operations: BTreeMap<usize, Vec<f64>>,
 }
 
+/// By metric and prompt.
+type Samples = BTreeMap<(Metric, usize), Vec<f64>>;
+
 /// One that is loaded and right.
 struct Runner {
     entrant: usize,
     live: Live,
-    /// By metric and prompt.
-    samples: BTreeMap<(Metric, usize), Vec<f64>>,
+    samples: Samples,
     rounds: usize,
 }
 
@@ -342,7 +344,7 @@ impl Contest<'_> {
 
     /// Rows of a wave, with ratios to the subject that was measured in the same wave.
     fn keep(&mut self, job: Job, runners: &[Runner]) {
-        let mut samples: Vec<(usize, BTreeMap<(Metric, usize), Vec<f64>>)> =
+        let mut samples: Vec<(usize, Samples)> =
             runners.iter().map(|runner| (runner.entrant, runner.samples.clone())).collect();
         for (runner, (_, samples)) in runners.iter().zip(&mut samples) {
             if let Some(bytes) = measure::peak_memory(runner.live.process_id()) {

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use super::record::BenchResult;
-use super::shown::{against_the_best, first_line, grids, left_out, legend, machine, of_the_limit, title};
+use super::shown::{
+    against_the_best, first_line, grids, left_out, legend, machine, of_the_limit, title,
+};
 use crate::report::markdown::escape;
 
 pub fn page(result: &BenchResult) -> String {

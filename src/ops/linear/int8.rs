@@ -44,11 +44,22 @@ fn scales(group: &[f32; GROUP]) -> (f32, f32) {
     (largest / 127.0 + nothing, 127.0 / largest)
 }
 
-/// Weights of four neighbouring inputs, the first in the lowest byte, each with 128 added.
+/// 1.5 · 2²³: a number from −127 to 127 that is added to it is rounded to the nearest whole one, ties to even, which is
+/// then the difference of their bits.
+const TO_WHOLE: f32 = 12_582_912.0;
+
+/// The members of a group as whole numbers. (A conversion by `as` would ask each whether it is a number.)
 #[inline(always)]
-fn word(four: [f32; 4], reciprocal: f32) -> u32 {
-    let byte = |x: f32| ((x * reciprocal).round_ties_even() as i32 + 128) as u8;
-    u32::from_le_bytes(four.map(byte))
+fn whole(group: &[f32; GROUP], reciprocal: f32) -> [i32; GROUP] {
+    group.map(|x| ((x * reciprocal + TO_WHOLE).to_bits()).wrapping_sub(TO_WHOLE.to_bits()) as i32)
+}
+
+/// Words of four neighbouring members, the first in the lowest byte; `more` is added to each.
+#[inline(always)]
+fn words(whole: &[i32; GROUP], more: i32) -> [u32; WORDS] {
+    let bytes = whole.map(|q| q.wrapping_add(more) as u8);
+    let fours = bytes.as_chunks::<4>().0;
+    std::array::from_fn(|i| u32::from_le_bytes(fours[i]))
 }
 
 /// Fills a panel's rows for one group of K' ≤ 64 inputs, `[K', 64]`.
@@ -60,8 +71,9 @@ pub fn pack_group(weights: &[[f32; PANEL]], out: &mut [[u32; PANEL]]) {
         }
         let (scale, reciprocal) = scales(&column);
         out[0][lane] = scale.to_bits();
-        for (out, four) in out[1..].iter_mut().zip(column.as_chunks::<4>().0) {
-            out[lane] = word(*four, reciprocal);
+        let words = words(&whole(&column, reciprocal), 128);
+        for (out, word) in out[1..].iter_mut().zip(words) {
+            out[lane] = word;
         }
     }
 }
@@ -83,16 +95,12 @@ dispatched! {
             let mut group = [0.0; GROUP];
             group[..x.len()].copy_from_slice(x);
             let (scale, reciprocal) = scales(&group);
-            let mut whole = [0i32; GROUP];
-            for (q, x) in whole.iter_mut().zip(group) {
-                *q = (x * reciprocal).round_ties_even() as i32;
-            }
-            let sum: i32 = whole.iter().sum();
+            let whole = whole(&group, reciprocal);
+            // Wrapping: where the scale is NaN these are no numbers either.
+            let sum = whole.iter().fold(0i32, |sum, q| sum.wrapping_add(*q));
             out[0] = scale.to_bits();
-            out[1] = (-128 * sum).cast_unsigned();
-            for (out, four) in out[2..].iter_mut().zip(whole.as_chunks::<4>().0) {
-                *out = u32::from_le_bytes(four.map(|q| q as u8));
-            }
+            out[1] = sum.wrapping_mul(-128).cast_unsigned();
+            out[2..].copy_from_slice(&words(&whole, 0));
         }
     }
 }
