@@ -88,7 +88,9 @@ class HfAdapter(Adapter):
         return f"transformers {version('transformers')}, torch {version('torch')}"
 
     def load(self, folder, dtype, threads):
-        narrow = self.variant if self.variant in NARROW else dtype if dtype in NARROW else None
+        narrow = self.variant if self.variant in NARROW else None
+        if self.variant == "sdpa" and dtype in NARROW:
+            narrow = dtype  # as it is timed
         precision = self.precision("f32" if narrow else dtype)
         dims = read_dims(folder)
         if not (folder / "model.safetensors").is_file():

@@ -16,7 +16,7 @@ use super::record::{
     Why, median,
 };
 use super::truth::{self, Expected};
-use crate::lineup::Member;
+use crate::lineup::{Member, UNNAMED, is_name};
 use crate::live::{Live, LiveError};
 use crate::machine::Machine;
 use crate::oracle::{Oracle, OracleError};
@@ -53,8 +53,17 @@ struct Contest<'a> {
     entrants: Vec<Entrant>,
     rows: Vec<Row>,
     unmeasured: Vec<Unmeasured>,
-    read: BTreeMap<usize, Vec<f64>>,
-    operations: BTreeMap<usize, Vec<f64>>,
+    /// By number of threads.
+    machine: BTreeMap<usize, Rates>,
+}
+
+/// What the machine did in each round, a second.
+#[derive(Debug, Default)]
+struct Rates {
+    /// Bytes.
+    read: Vec<f64>,
+    /// Floating-point operations.
+    operations: Vec<f64>,
 }
 
 /// By metric and prompt.
@@ -89,8 +98,7 @@ pub fn hold(plan: &Plan) -> Result<BenchResult, RunError> {
         entrants: Vec::new(),
         rows: Vec::new(),
         unmeasured: Vec::new(),
-        read: BTreeMap::new(),
-        operations: BTreeMap::new(),
+        machine: BTreeMap::new(),
     };
     contest.invite()?;
     contest.ask_the_oracle(&prompts).map_err(|error| RunError::Environment(error.to_string()))?;
@@ -183,13 +191,12 @@ impl Contest<'_> {
                 stop_if_interrupted()?;
                 runners.extend(self.load(entrant, job));
             }
-            let is_subject = |runner: &Runner| runner.entrant == 0;
-            if !runners.iter().any(is_subject) && runners.is_empty() {
+            if runners.is_empty() {
                 continue;
             }
-            self.rounds(job, &mut runners)?;
+            let machine = self.rounds(job, &mut runners)?;
             self.cold_starts(job, &mut runners)?;
-            self.keep(job, &runners);
+            self.keep(job, &runners, &machine);
             for runner in runners {
                 runner.live.finish();
             }
@@ -227,6 +234,10 @@ impl Contest<'_> {
             }
         };
         self.entrants[entrant].version.clone_from(&live.hello().version);
+        if entrant == 0 {
+            self.name_the_subject(&live.hello().name);
+        }
+        let name = self.entrants[entrant].name.clone();
         bar.doing("comparing with the oracle");
         let answers: Result<Vec<_>, String> =
             self.expected.iter().map(|expected| expected.ask(&mut live)).collect();
@@ -251,17 +262,35 @@ impl Contest<'_> {
             self.leave_out(&name, Some(job), Why::Wrong, reason);
             return None;
         }
-        let samples = BTreeMap::from([((Metric::Load, 0), vec![live.load_seconds])]);
-        Some(Runner { entrant, live, samples, rounds: self.plan.rounds })
+        Some(Runner { entrant, live, samples: Samples::new(), rounds: self.plan.rounds })
     }
 
-    /// Everybody in turn, the machine too.
-    fn rounds(&mut self, job: Job, runners: &mut Vec<Runner>) -> Result<(), RunError> {
+    /// A subject given as a command is known by its own name, where that is free and fit to be one.
+    fn name_the_subject(&mut self, own: &str) {
+        let taken = self.entrants.iter().any(|e| e.name == own);
+        if self.entrants[0].name != UNNAMED || taken || !is_name(own) {
+            return;
+        }
+        self.entrants[0].name = own.into();
+        for left in self.unmeasured.iter_mut().filter(|left| left.engine == UNNAMED) {
+            left.engine = own.into();
+        }
+    }
+
+    /// Everybody in turn, the machine too; says what that could do meanwhile.
+    fn rounds(&mut self, job: Job, runners: &mut Vec<Runner>) -> Result<Rates, RunError> {
+        let mut machine = Rates::default();
         let what = format!("{}, {}", job.precision, count(job.threads, "thread"));
         let bar = self.progress.steps(&what, "round", self.plan.rounds);
         // The first round is not counted: caches and clocks are cold, kernels may be compiled.
         for round in 0..=self.plan.rounds {
-            self.measure_machine(job, round > 0);
+            std::thread::sleep(PAUSE);
+            let read = self.meter.as_ref().map(|meter| meter.read(job.threads));
+            let operations = limits::operations(job);
+            if round > 0 {
+                machine.read.extend(read);
+                machine.operations.extend(operations);
+            }
             let mut broken = Vec::new();
             for (at, runner) in runners.iter_mut().enumerate().filter(|(_, r)| round <= r.rounds) {
                 stop_if_interrupted()?;
@@ -285,17 +314,10 @@ impl Contest<'_> {
             bar.set(round as u64);
         }
         self.tell(job, runners, &bar);
-        Ok(())
-    }
-
-    fn measure_machine(&mut self, job: Job, counts: bool) {
-        std::thread::sleep(PAUSE);
-        let read = self.meter.as_ref().map(|meter| meter.read(job.threads));
-        let operations = limits::operations(job);
-        if counts {
-            self.read.entry(job.threads).or_default().extend(read);
-            self.operations.entry(job.threads).or_default().extend(operations);
-        }
+        let all = self.machine.entry(job.threads).or_default();
+        all.read.extend(&machine.read);
+        all.operations.extend(&machine.operations);
+        Ok(machine)
     }
 
     /// Processes that start while nobody else is loaded would be fairer still, and take as long again; what is
@@ -311,11 +333,14 @@ impl Contest<'_> {
                 let entrant = &self.entrants[runner.entrant];
                 bar.doing(&entrant.name);
                 let setup = job.setup(&self.limits);
-                let seconds = measure::first_token(&entrant.command, &self.model.dir, &setup, ids);
+                let times = measure::cold_start(&entrant.command, &self.model.dir, &setup, ids);
                 // It has just run: what fails now fails for want of memory or by interruption.
-                if let Ok(seconds) = seconds {
-                    let key = (Metric::FirstToken, ids.len());
-                    runner.samples.entry(key).or_default().push(seconds);
+                if let Ok(times) = times {
+                    let mut keep = |metric, prompt, seconds| {
+                        runner.samples.entry((metric, prompt)).or_default().push(seconds);
+                    };
+                    keep(Metric::FirstToken, ids.len(), times.first_token);
+                    keep(Metric::Load, 0, times.load);
                 }
             }
         }
@@ -343,7 +368,7 @@ impl Contest<'_> {
     }
 
     /// Rows of a wave, with ratios to the subject that was measured in the same wave.
-    fn keep(&mut self, job: Job, runners: &[Runner]) {
+    fn keep(&mut self, job: Job, runners: &[Runner], machine: &Rates) {
         let mut samples: Vec<(usize, Samples)> =
             runners.iter().map(|runner| (runner.entrant, runner.samples.clone())).collect();
         for (runner, (_, samples)) in runners.iter().zip(&mut samples) {
@@ -362,7 +387,7 @@ impl Contest<'_> {
                     let ratio = median(ours) / middle;
                     if metric.more_is_better() { ratio } else { ratio.recip() }
                 });
-                let limit = self.limit(job, *metric, *prompt);
+                let limit = self.limit(job, *metric, *prompt, machine);
                 let Entrant { name, version, .. } = &self.entrants[entrant];
                 let row = Row {
                     engine: name.clone(),
@@ -394,26 +419,25 @@ impl Contest<'_> {
         self.rows.iter().find(|row| key(row) == key(like))
     }
 
-    /// What the machine allows, in the unit of the metric.
-    fn limit(&self, job: Job, metric: Metric, prompt: usize) -> Option<f64> {
-        let of = |all: &BTreeMap<usize, Vec<f64>>| {
-            all.get(&job.threads).filter(|samples| !samples.is_empty()).map(|s| median(s))
-        };
+    /// What the machine allowed in these rounds, in the unit of the metric.
+    fn limit(&self, job: Job, metric: Metric, prompt: usize, machine: &Rates) -> Option<f64> {
+        let of = |samples: &[f64]| (!samples.is_empty()).then(|| median(samples));
         match metric {
             Metric::Decode => {
                 let seen = prompt + self.plan.decode / 2;
-                of(&self.read).and_then(|bytes| limits::decode(&self.dims, job, seen, bytes))
+                of(&machine.read).and_then(|bytes| limits::decode(&self.dims, job, seen, bytes))
             }
             // Two tokens are read as decoding is: memory is their limit.
             Metric::Prefill if prompt >= 64 && limits::knows(job) => {
-                of(&self.operations).map(|rate| limits::prefill(&self.dims, prompt, rate))
+                of(&machine.operations).map(|rate| limits::prefill(&self.dims, prompt, rate))
             }
             _ => None,
         }
     }
 
     fn leave_out(&mut self, engine: &str, job: Option<Job>, why: Why, reason: String) {
-        // Some thing in every wave is one thing.
+        let reason = reason.strip_prefix(&format!("{engine}: ")).unwrap_or(&reason).to_string();
+        // What is so in every wave is told once.
         let entry = Unmeasured {
             engine: engine.into(),
             dtype: job.map(|job| job.precision),
@@ -433,10 +457,12 @@ impl Contest<'_> {
         started: String,
         began: Instant,
     ) -> Result<BenchResult, RunError> {
-        let middle = |all: BTreeMap<usize, Vec<f64>>| -> BTreeMap<usize, f64> {
-            let known = all.into_iter().filter(|(_, samples)| !samples.is_empty());
-            known.map(|(threads, samples)| (threads, median(&samples) / 1e9)).collect()
+        let middle = |of: fn(&Rates) -> &[f64]| -> BTreeMap<usize, f64> {
+            let samples = self.machine.iter().map(|(threads, rates)| (*threads, of(rates)));
+            let known = samples.filter(|(_, samples)| !samples.is_empty());
+            known.map(|(threads, samples)| (threads, median(samples) / 1e9)).collect()
         };
+        let (read, operations) = (middle(|rates| &rates.read), middle(|rates| &rates.operations));
         let here = Machine::here();
         let subject = self.entrants[0].name.clone();
         let engines = self.entrants.into_iter();
@@ -450,8 +476,8 @@ impl Contest<'_> {
                 system: here.system,
                 cpu: here.cpu,
                 cores: here.cores,
-                read_gb_s: middle(self.read),
-                f32_gflop_s: middle(self.operations),
+                read_gb_s: read,
+                f32_gflop_s: operations,
             },
             settings: Settings {
                 dtypes: self.plan.precisions.clone(),

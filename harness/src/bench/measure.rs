@@ -48,21 +48,30 @@ pub fn prompt(live: &mut Live, ids: &[u32], new: usize) -> Result<Times, String>
     Ok(Times { prefill, decode })
 }
 
-/// From the start of the process to its first token, in seconds: start, load, prompt.
-pub fn first_token(
+/// A process from its start to its first token.
+#[derive(Debug, Clone, Copy)]
+pub struct ColdStart {
+    /// Seconds of all of it.
+    pub first_token: f64,
+    /// Of which loading the model.
+    pub load: f64,
+}
+
+/// Starts a process, loads the model, gives it a prompt.
+pub fn cold_start(
     command: &AdapterCommand,
     model_dir: &Path,
     setup: &Setup,
     ids: &[u32],
-) -> Result<f64, String> {
+) -> Result<ColdStart, String> {
     let began = Instant::now();
     let mut live =
         Live::start_with(command, model_dir, setup).map_err(|error| error.to_string())?;
     let ask = Ask { ids: ids.to_vec(), max_new_tokens: 1, ..Ask::default() };
     let answer = live.run(ask).map_err(|error| error.to_string());
-    let seconds = began.elapsed().as_secs_f64();
+    let times = ColdStart { first_token: began.elapsed().as_secs_f64(), load: live.load_seconds };
     live.finish();
-    answer.map(|_| seconds)
+    answer.map(|_| times)
 }
 
 /// The most memory that a process has had so far, in bytes; none where the system doesn't tell.

@@ -137,7 +137,8 @@ pub enum Why {
 }
 
 impl BenchResult {
-    /// 1: the subject's output is wrong. 5: it failed. 4: a peer is missing, broke or is wrong.
+    /// 1: the subject's output is wrong. 5: it failed. 3: nobody could be measured. 4: a peer is missing, broke or is
+    /// wrong.
     pub fn exit_code(&self) -> u8 {
         let told = |why: Why, subject: bool| {
             self.unmeasured.iter().any(|u| u.why == why && (u.engine == self.subject) == subject)
@@ -146,6 +147,8 @@ impl BenchResult {
             1
         } else if told(Why::Failed, true) || told(Why::Missing, true) {
             5
+        } else if self.rows.is_empty() {
+            3
         } else if [Why::Wrong, Why::Failed, Why::Missing].iter().any(|why| told(*why, false)) {
             4
         } else {

@@ -4,6 +4,7 @@ use llorch_trace::Precision;
 
 use super::args::Format;
 use super::record::{BenchResult, Metric, Row, Why};
+use super::truth::is_narrow;
 use super::{markdown, svg, table};
 use crate::provision::disk::human_bytes;
 use crate::report::numbers;
@@ -53,7 +54,8 @@ fn grid(result: &BenchResult, dtype: Precision, threads: usize) -> Grid {
     let title = |(metric, prompt): &(Metric, usize)| what(*metric, *prompt);
     let mut header = vec!["engine".to_string()];
     header.extend(columns.iter().map(title));
-    header.extend(["off the oracle".into(), "same top".into(), "KL".into()]);
+    let judged = if is_narrow(dtype) { "noise" } else { "error" };
+    header.extend([format!("{judged} (bound)"), "same top".into(), "KL".into()]);
     let mut rows = Vec::new();
     for engine in &result.engines {
         let of = |(metric, prompt): &(Metric, usize)| {
@@ -65,7 +67,8 @@ fn grid(result: &BenchResult, dtype: Precision, threads: usize) -> Grid {
         };
         let mut row = vec![engine.name.clone()];
         row.extend(columns.iter().map(|column| of(column).map_or("–".into(), cell)));
-        row.push(format!("{:.1e}", check.check.error));
+        let check_of = &check.check;
+        row.push(format!("{:.1e} ({:.1e})", check_of.judged(dtype), check_of.bound));
         row.push(format!("{}/{}", check.check.same_top, check.check.steps));
         row.push(format!("{:.1e}", check.check.kl));
         rows.push(row);
@@ -170,7 +173,8 @@ pub fn left_out(result: &BenchResult) -> Vec<String> {
             }
             _ => dtype.to_string(),
         });
-        let reason = format!("{word}: {}", left.reason);
+        // What an engine's stderr ended with is in the JSON.
+        let reason = format!("{word}: {}", left.reason.lines().next().unwrap_or_default());
         let known = told.iter_mut().find(|(e, r, _)| *e == left.engine && *r == reason);
         match known {
             Some((_, _, jobs)) => jobs.extend(what.filter(|w| !jobs.contains(w))),
@@ -216,7 +220,7 @@ pub fn against_the_best(result: &BenchResult) -> Vec<String> {
     let mut lines = Vec::new();
     for grid in grids(result) {
         let mut parts = Vec::new();
-        for (metric, prompt) in columns(result).into_iter().filter(|(m, _)| *m != Metric::Load) {
+        for (metric, prompt) in columns(result) {
             let peers = result.rows.iter().filter(|row| {
                 row.ratio.is_some()
                     && (row.dtype, row.threads) == (grid.dtype, grid.threads)

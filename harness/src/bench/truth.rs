@@ -66,6 +66,18 @@ impl Expected {
     }
 }
 
+/// Whether it is the noise that is held to a bound, and not the largest error.
+pub fn is_narrow(precision: Precision) -> bool {
+    !matches!(precision, Precision::Float(Dtype::F32 | Dtype::F64 | Dtype::I64))
+}
+
+impl Check {
+    /// What is held to the bound.
+    pub fn judged(&self, precision: Precision) -> f64 {
+        if is_narrow(precision) { self.noise } else { self.error }
+    }
+}
+
 /// Judges the answers to all prompts.
 pub fn judge(
     job: Job,
@@ -81,26 +93,27 @@ pub fn judge(
     let error = pairs().map(|(p, q)| mixed_error(p, q)).fold(0.0, f64::max);
     let noise = pairs().map(|(p, q)| relative_noise(p, q)).fold(0.0, f64::max);
     let steps = pairs().count();
-    let (of_error, bound) = bound(job.precision, layers, deviations);
+    let bound = bound(job.precision, layers, deviations);
     let kl = pairs().map(|(p, q)| divergence(p, q)).sum::<f64>() / steps as f64;
-    let judged = if of_error { error } else { noise };
-    Check {
-        correct: judged <= bound, // false for NaN
+    let mut check = Check {
+        correct: false,
         error,
         noise,
         bound,
         kl,
         same_top: pairs().filter(|(p, q)| argmax(p) == argmax(q)).count(),
         steps,
-    }
+    };
+    check.correct = check.judged(job.precision) <= bound;
+    check
 }
 
-/// Whether it is the largest error that is held to the bound, and the bound.
+/// What the largest error, or the noise, is held to.
 ///
 /// f32 and f64: the class of checkpoint 9, or what the engine declares. Narrower: each of a layer's four products rounds
 /// its weights and its inputs, and the head's does. Taken as independent, 8·L + 2 roundings of relative size r add
 /// up to √(8·L + 2)·r of noise.
-fn bound(precision: Precision, layers: usize, deviations: &[Deviation]) -> (bool, f64) {
+fn bound(precision: Precision, layers: usize, deviations: &[Deviation]) -> f64 {
     let rounding = match precision {
         Precision::Float(Dtype::F32 | Dtype::F64 | Dtype::I64) => {
             let point = Point::new(Stage::LogitsLast);
@@ -109,14 +122,14 @@ fn bound(precision: Precision, layers: usize, deviations: &[Deviation]) -> (bool
                 Class::Exact => 0.0,
             };
             let declared = deviations.iter().filter(|d| d.point == point.to_string());
-            return (true, declared.map(|d| d.bound).fold(class, f64::max));
+            return declared.map(|d| d.bound).fold(class, f64::max);
         }
         // Uniform within half a step either way: u/√3.
         Precision::Float(narrow) => narrow.unit_roundoff() / 3f64.sqrt(),
         // 127 steps for the largest of a group, which is six times its members' usual size.
         Precision::Int8 => 6.0 / 127.0 / 12f64.sqrt(),
     };
-    (false, AMPLIFIED * rounding * (8.0 * layers as f64 + 2.0).sqrt())
+    AMPLIFIED * rounding * (8.0 * layers as f64 + 2.0).sqrt()
 }
 
 /// The largest |found − expected| / max(1, |expected|); infinite where there is something else than numbers.
