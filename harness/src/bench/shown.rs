@@ -247,11 +247,13 @@ pub fn first_line(result: &BenchResult) -> String {
     let weights = format!("model {} ({})", result.model.name, result.model.source);
     match measured(&result.subject) {
         false => format!("{} was not measured · {weights}", result.subject),
-        true => format!(
-            "{} beside {} with right output · {weights} · {}",
-            result.subject,
-            count(peers, "peer"),
-            numbers::seconds(result.seconds)
-        ),
+        true => {
+            let beside = match peers {
+                0 => "alone".to_string(),
+                peers => format!("beside {} with right output", count(peers, "peer")),
+            };
+            let took = numbers::seconds(result.seconds);
+            format!("{} {beside} · {weights} · {took}", result.subject)
+        }
     }
 }
