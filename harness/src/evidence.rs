@@ -167,6 +167,11 @@ impl Evidence {
         self.computes.filter(|dtype| dtype.unit_roundoff() > Dtype::F32.unit_roundoff())
     }
 
+    /// Whether its adapter declares that it differs somewhere by design.
+    pub fn declares_deviations(&self) -> bool {
+        self.hello.as_ref().is_some_and(|hello| !hello.deviations.is_empty())
+    }
+
     /// The tensor, if it was collected. A tensor that can't be read back is treated as absent by the
     /// judge, which then names the fault.
     pub fn tensor(&self, case: &str, step: usize, point: Point) -> Option<Tensor> {

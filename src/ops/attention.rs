@@ -10,13 +10,13 @@
 use ndarray::{Array3, ArrayView3};
 
 use super::parallel::{for_each_chunk, for_each_tile};
-use super::simd::dispatched;
+use super::simd::{ROWS, dispatched, with_rows};
 use super::softmax::softmax;
 use crate::kv_cache::{BLOCK, LayerCache};
 use crate::team::Team;
 
 /// Queries that share one reading of keys or values: a strip.
-const QUERIES: usize = 6;
+const QUERIES: usize = ROWS;
 /// Accumulators a query: one block of keys, or 64 of a head's dimensions.
 const LANES: usize = BLOCK;
 /// Queries of one piece of work.
@@ -231,14 +231,7 @@ dispatched! {
         if width < LANES {
             narrow(x, x_stride, rows, depth, w, w_stride, width, sums);
         } else {
-            match rows {
-                1 => wide::<1>(x, x_stride, depth, w, w_stride, sums),
-                2 => wide::<2>(x, x_stride, depth, w, w_stride, sums),
-                3 => wide::<3>(x, x_stride, depth, w, w_stride, sums),
-                4 => wide::<4>(x, x_stride, depth, w, w_stride, sums),
-                5 => wide::<5>(x, x_stride, depth, w, w_stride, sums),
-                _ => wide::<QUERIES>(x, x_stride, depth, w, w_stride, sums),
-            }
+            with_rows!(rows, R => wide::<R>(x, x_stride, depth, w, w_stride, sums));
         }
     }
 }

@@ -93,6 +93,44 @@ macro_rules! dispatched {
 }
 pub(crate) use dispatched;
 
+/// Rows that a kernel takes at once: 6 · 4 sums and 4 weights fit into the 32 registers of AVX-512, 6 · 2 and 2 into the
+/// 16 of AVX2.
+pub const ROWS: usize = 6;
+
+/// An expression in which `$R` is a constant: the number of rows, one to [`ROWS`]. The compiler must know it to keep
+/// their sums in registers.
+macro_rules! with_rows {
+    ($rows:expr, $R:ident => $body:expr) => {
+        match $rows {
+            1 => {
+                const $R: usize = 1;
+                $body
+            }
+            2 => {
+                const $R: usize = 2;
+                $body
+            }
+            3 => {
+                const $R: usize = 3;
+                $body
+            }
+            4 => {
+                const $R: usize = 4;
+                $body
+            }
+            5 => {
+                const $R: usize = 5;
+                $body
+            }
+            _ => {
+                const $R: usize = $crate::ops::simd::ROWS;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_rows;
+
 /// Runs `f` once per level that this CPU has and asserts that all results are equal.
 #[cfg(test)]
 pub fn same_at_every_level<T: PartialEq + std::fmt::Debug>(f: impl Fn() -> T) -> T {

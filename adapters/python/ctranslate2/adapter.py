@@ -18,22 +18,18 @@ from llorch_adapter import stdio
 
 stdio.guard()
 
-FAST = "fast"
+import numpy as np
+
+from llorch_adapter.adapter import FAST, Adapter, Session, arguments
+from llorch_adapter.errors import UpstreamError
+from llorch_adapter.folder import read_config, read_weights
+from llorch_adapter.serve import serve
 
 # Before its OpenMP is loaded: threads that spin while they wait take the processor from whoever has work.
 if FAST not in sys.argv[1:]:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
-
-from llorch_adapter.adapter import Adapter, Session, arguments
-from llorch_adapter.errors import UpstreamError
-from llorch_adapter.folder import read_config, read_weights
-from llorch_adapter.serve import serve
-
 INSIDE = "CTranslate2 gives out logits and tokens; no interface of it shows a value inside of the decoder"
-
-
 ALL_ROWS = "the fast form applies the head to the last token alone"
 COMPUTE_TYPE = {"f32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
@@ -58,30 +54,24 @@ class CTranslate2Adapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.generator = None
-        self._dtype = "f32"
-        self.fast = variant == FAST
         if self.fast:
             self.capabilities += ("bench",)
+            self.narrow = ("bf16", "int8")
             self.unsupported += ({"point": "logits", "reason": ALL_ROWS},)
 
     def version(self):
         return f"ctranslate2 {version('ctranslate2')}"
 
     def load(self, folder, dtype, threads):
-        if not (self.fast and dtype in COMPUTE_TYPE):
-            self.precision(dtype)
+        self.precision(dtype)
         config = read_config(folder)
         self.generator = None
         weights = read_weights(folder, config)
         from conversion import make_generator
 
         self.generator = make_generator(config, weights, threads, COMPUTE_TYPE[dtype])
-        self._dtype = dtype
         check_interface()
         self.dims = config.dims
-
-    def computes(self):
-        return self._dtype
 
     def session(self, probe, positions):
         session = FastSession if self.fast else CTranslate2Session

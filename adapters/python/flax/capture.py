@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from llorch_adapter.adapter import Session
-from llorch_adapter.points import all_points, layer_point
+from llorch_adapter.points import OUTSIDE, all_points, layer_point
 
-OUTSIDE = ("tokens", "logits", "logits.last", "argmax", "next.probs")
 SMALLEST_CACHE = 64
 OUTPUTS = {
     "ln_1": "ln_1",
@@ -40,7 +39,7 @@ class FlaxSession(Session):
             self._places *= 2
         self._places = min(self._places, dims.n_positions)
         self._cache = model.empty_cache(self._places)
-        inside = (p for p in all_points(dims.n_layer) if p not in OUTSIDE)
+        inside = (p for p in all_points(dims.n_layer) if p not in ("logits", *OUTSIDE))
         self._looks = any(probe.captures(point) for point in inside)
 
     def forward(self, ids):

@@ -80,18 +80,18 @@ class HfAdapter(Adapter):
             self.unsupported = tuple({"point": point, "reason": FUSED} for point in INSIDE_SDPA)
             self.recipes = {glob: text for glob, text in self.recipes.items() if glob not in INSIDE_SDPA}
             self.capabilities += ("bench",)
+            self.narrow = tuple(NARROW)
+        elif variant in NARROW:
+            self.narrow = (variant,)
         self._tokenizer = None
         self._folder = None
-        self._narrow = None
 
     def version(self):
         return f"transformers {version('transformers')}, torch {version('torch')}"
 
     def load(self, folder, dtype, threads):
-        narrow = self.variant if self.variant in NARROW else None
-        if self.variant == "sdpa" and dtype in NARROW:
-            narrow = dtype  # as it is timed
-        precision = self.precision("f32" if narrow else dtype)
+        dtype = self.variant if self.variant in NARROW else dtype
+        precision = self.precision(dtype)
         dims = read_dims(folder)
         if not (folder / "model.safetensors").is_file():
             raise InputError(f"failed to load {folder}: it has no model.safetensors")
@@ -119,14 +119,11 @@ class HfAdapter(Adapter):
         self.model.eval()
         if precision == np.float64:
             self.model.double()
-        elif narrow:
-            self.model.to(getattr(torch, NARROW[narrow]))
-        self.numpy_dtype, self._narrow = precision, narrow
+        elif dtype in NARROW:
+            self.model.to(getattr(torch, NARROW[dtype]))
+        self.numpy_dtype = precision
         self._tokenizer, self._folder = None, folder
         self.dims = dims
-
-    def computes(self):
-        return self._narrow or super().computes()
 
     def session(self, probe, positions):
         from hooks import HfSession

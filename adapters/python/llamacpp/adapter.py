@@ -17,20 +17,18 @@ from llorch_adapter import stdio
 
 stdio.guard()
 
-from llorch_adapter.adapter import Adapter, arguments
+from llorch_adapter.adapter import FAST, Adapter, arguments
 from llorch_adapter.errors import UnsupportedError
 from llorch_adapter.folder import open_weights, read_config
+from llorch_adapter.points import OUTSIDE
 from llorch_adapter.serve import serve
 
 EXACT_GELU = "exact-gelu"
-FAST = "fast"
 
 # What ggml stores the weights in, by the dtype asked for.
 STORED = {"f32": None, "bf16": "BF16", "int8": "Q8_0"}
 
-
 FUSED = "the fast form has flash attention and no callback: it shows its results and nothing on the way"
-OUTSIDE = ("tokens", "logits.last", "argmax", "next.probs")
 # What becomes of the table of the GELU and of keys and values in f16 after all blocks: measured on nano and on
 # synth:gpt2, where it is 5e-3 at most.
 FAST_DEVIATIONS = (
@@ -94,11 +92,10 @@ class LlamaCppAdapter(Adapter):
                 "ffn_up_b-i in f64, rounded to f32"
             }
         self._folder = None
-        self.fast = variant == FAST
-        self._dtype = "f32"
         if self.fast:
-            self.capabilities = tuple(c for c in self.capabilities if c != "inject") + ("bench",)
-            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.capabilities = tuple(c for c in self.capabilities if c != "inject")
+            self.show_results_only(FUSED)
+            self.narrow = ("bf16", "int8")
             self.recipes = {name: text for name, text in self.recipes.items() if name in OUTSIDE}
             self.deviations = FAST_DEVIATIONS
 
@@ -106,8 +103,7 @@ class LlamaCppAdapter(Adapter):
         return f"llama-cpp-python {version('llama-cpp-python')}"
 
     def load(self, folder, dtype, threads):
-        if not (self.fast and dtype in STORED):
-            self.precision(dtype)
+        self.precision(dtype)
         config = read_config(folder)
         open_weights(folder, config)  # what is missing or misshapen is told before anything is converted
         from engine import Model
@@ -116,10 +112,7 @@ class LlamaCppAdapter(Adapter):
             self.model.close()
             self.model = None
         self.model = Model(folder, threads, STORED[dtype])
-        self._folder, self._dtype, self.dims = folder, dtype, config.dims
-
-    def computes(self):
-        return self._dtype
+        self._folder, self.dims = folder, config.dims
 
     def session(self, probe, positions):
         from session import FastSession, LlamaCppSession

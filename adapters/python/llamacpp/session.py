@@ -19,14 +19,12 @@ from llorch_adapter.points import shape_of
 _F32 = 0  # ggml's number of the type
 
 
-class LlamaCppSession(Session):
-    def __init__(self, model, dims, probe, positions, exact_gelu):
-        self._model, self._dims, self._probe, self._exact_gelu = model, dims, probe, exact_gelu
-        self._nodes = nodes.all_nodes(dims.n_layer)
-        self._positions = positions
-        self._fed = 0
-        self._context = self._batch = None
-        self._checked = False
+class FastSession(Session):
+    """One run as llama.cpp's own programs make it: nobody looks at the graph on its way."""
+
+    def __init__(self, model, dims, positions):
+        self._model, self._dims, self._positions = model, dims, positions
+        self._context = None
 
     def __enter__(self):
         params = llama_cpp.llama_context_default_params()
@@ -34,26 +32,69 @@ class LlamaCppSession(Session):
         params.n_ctx = params.n_batch = params.n_ubatch = self._positions
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = self._model.threads
-        params.type_k = params.type_v = _F32
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
-        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
-        watched = [point for points in self._nodes.values() for point in points]
-        if self._exact_gelu or any(map(self._probe.ever_active, watched)):
-            params.cb_eval = self._callback
+        self._set(params)
         self._context = llama_cpp.llama_init_from_model(self._model.handle, params)
         if not self._context:
             raise ResourceError(
                 f"llama.cpp made no context for {self._positions} tokens: {self._model.log.last()}"
             )
+        return self
+
+    def __exit__(self, *_):
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        self._context = None
+
+    def _set(self, params):
+        """What else the context is to be like."""
+
+    def forward(self, ids):
+        tokens = (llama_cpp.llama_token * len(ids))(*ids)
+        # Places go on from the last, and the last token alone has logits.
+        return self._decode(llama_cpp.llama_batch_get_one(tokens, len(ids)))
+
+    def _decode(self, batch):
+        """One pass; the last row of its logits."""
+        code = llama_cpp.llama_decode(self._context, batch)
+        self._seen()
+        if code:
+            raise AdapterError(f"llama_decode returned {code}: {self._model.log.last()}")
+        row = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(row, (self._dims.vocab_size,)).copy()
+
+    def _seen(self):
+        """Raises what went wrong for who looked on."""
+
+
+class LlamaCppSession(FastSession):
+    """One run of which every node may be looked at, in float32 throughout."""
+
+    def __init__(self, model, dims, probe, positions, exact_gelu):
+        super().__init__(model, dims, positions)
+        self._probe, self._exact_gelu = probe, exact_gelu
+        self._nodes = nodes.all_nodes(dims.n_layer)
+        self._fed = 0
+        self._batch = None
+        self._checked = False
+
+    def __enter__(self):
+        super().__enter__()
         self._batch = llama_cpp.llama_batch_init(self._positions, 0, 1)
         return self
 
     def __exit__(self, *_):
         if self._context:
             llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_free(self._context)
-        self._context = None
+        super().__exit__()
+
+    def _set(self, params):
+        params.type_k = params.type_v = _F32
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
+        watched = [point for points in self._nodes.values() for point in points]
+        if self._exact_gelu or any(map(self._probe.ever_active, watched)):
+            params.cb_eval = self._callback
 
     def forward(self, ids):
         batch = self._batch
@@ -65,14 +106,13 @@ class LlamaCppSession(Session):
         self._t, self._fed = len(ids), self._fed + len(ids)
         self._wanted = self._wanted_now()
         self._met, self._shown, self._inputs, self._error = set(), set(), {}, None
-        code = llama_cpp.llama_decode(self._context, batch)
+        row = self._decode(batch)
+        self._nothing_missing()
+        return row
+
+    def _seen(self):
         if self._error:
             raise self._error
-        if code:
-            raise AdapterError(f"llama_decode returned {code}: {self._model.log.last()}")
-        self._nothing_missing()
-        row = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(row, (self._dims.vocab_size,)).copy()
 
     def _wanted_now(self):
         """The nodes to look at in this step."""
@@ -165,41 +205,6 @@ class LlamaCppSession(Session):
                 near = difflib.get_close_matches(node, sorted(self._met), 6, 0.5)
                 found = ", ".join(near) or f"{len(self._met)} others"
                 raise UpstreamError(f"expected node {node} ({', '.join(points)}) in llama.cpp's graph; found {found}")
-
-
-class FastSession(Session):
-    """One run as llama.cpp's own programs make it: nobody looks at the graph on its way."""
-
-    def __init__(self, model, dims, positions):
-        self._model, self._dims, self._positions, self._fed = model, dims, positions, 0
-        self._context = None
-
-    def __enter__(self):
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self._positions
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = self._model.threads
-        params.no_perf = True
-        self._context = llama_cpp.llama_init_from_model(self._model.handle, params)
-        if not self._context:
-            raise ResourceError(
-                f"llama.cpp made no context for {self._positions} tokens: {self._model.log.last()}"
-            )
-        return self
-
-    def __exit__(self, *_):
-        if self._context:
-            llama_cpp.llama_free(self._context)
-        self._context = None
-
-    def forward(self, ids):
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        # Places go on from the last, and the last token alone has logits.
-        code = llama_cpp.llama_decode(self._context, llama_cpp.llama_batch_get_one(tokens, len(ids)))
-        if code:
-            raise AdapterError(f"llama_decode returned {code}: {self._model.log.last()}")
-        row = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(row, (self._dims.vocab_size,)).copy()
 
 
 def unscaled(scores, scale):

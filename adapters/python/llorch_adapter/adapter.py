@@ -10,6 +10,7 @@ from .points import Globs, all_points
 from .tensors import DTYPE_NAMES
 
 PROTOCOL_VERSION = 1
+FAST = "fast"  # the variant that is timed, where it is another than the one that shows its points
 
 
 class Session:
@@ -40,9 +41,12 @@ class Adapter:
     not_injectable = ()  # the same, for adapters with the capability `inject`
     recipes = {}
     deviations = ()
+    narrow = ()  # dtypes that are computed in while values are shown in float32
 
     def __init__(self, variant=None):
         self.variant = variant
+        self.fast = variant == FAST
+        self._narrow = None  # the one of them that was asked for
         self.dims = None  # set by load
         self.numpy_dtype = np.float32
 
@@ -56,7 +60,7 @@ class Adapter:
 
     def computes(self):
         """The dtype of the loaded model's arithmetic, as the protocol names it."""
-        return DTYPE_NAMES[np.dtype(self.numpy_dtype).name]
+        return self._narrow or DTYPE_NAMES[np.dtype(self.numpy_dtype).name]
 
     def session(self, probe, positions):
         """A `Session` for one run, which will feed so many tokens in all."""
@@ -101,7 +105,10 @@ class Adapter:
         }
 
     def precision(self, dtype):
-        """float32 or float64, from the request's dtype and the variant."""
+        """float32 or float64, from the request's dtype and the variant: what values are shown in."""
+        self._narrow = dtype if dtype in self.narrow else None
+        if self._narrow:
+            return np.float32
         if dtype == "f64" or (self.variant == "f64" and dtype == "f32"):
             if "f64" not in self.capabilities:
                 raise UnsupportedError(f"{self.name} computes in f32 only")
@@ -109,6 +116,11 @@ class Adapter:
         if dtype != "f32":
             raise UnsupportedError(f"{self.name} doesn't compute in {dtype}")
         return np.float32
+
+    def show_results_only(self, reason):
+        """For a fast form, of which nobody sees the inside."""
+        self.capabilities = (*self.capabilities, "bench")
+        self.unsupported = tuple({"point": point, "reason": reason} for point in ("embeddings", "h.*", "ln_f", "logits"))
 
     def check(self, request):
         """Refuses what this implementation has declared that it can't do."""

@@ -29,6 +29,8 @@ LAYER_POINTS = (
 FIRST = ("tokens", "embeddings")
 LAST = ("ln_f", "logits", "logits.last", "argmax", "next.probs")
 INTEGERS = ("tokens", "argmax")
+# What the step loop has by itself, or makes of the last row of logits: no graph gives it out.
+OUTSIDE = ("tokens", "logits.last", "argmax", "next.probs")
 
 _SHAPES = {
     "tokens": "T",

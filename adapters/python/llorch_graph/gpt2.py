@@ -21,8 +21,6 @@ from llorch_adapter.points import LAYER_POINTS, layer_point, shape_of
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10
 LAST = "last"
-# What the step loop makes of the last row of logits, outside of the graph.
-OUTSIDE = ("tokens", "logits.last", "argmax", "next.probs")
 
 
 def past_names(n_layer):

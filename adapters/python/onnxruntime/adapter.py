@@ -19,14 +19,13 @@ stdio.guard()
 
 import numpy as np
 
-from llorch_adapter.adapter import Adapter, Session, arguments
+from llorch_adapter.adapter import FAST, Adapter, Session, arguments
 from llorch_adapter.errors import UpstreamError
 from llorch_adapter.folder import read_config, read_weights
+from llorch_adapter.points import OUTSIDE
 from llorch_adapter.sampling import filter_logits
 from llorch_adapter.serve import serve
 
-
-FAST = "fast"
 FUSED = "the fast form has fused operators: it shows its results and nothing on the way"
 
 
@@ -63,11 +62,9 @@ class OnnxRuntimeAdapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.session_of_graph = self._softmax = self._weights = None
-        self._dtype = "f32"
-        self.fast = variant == FAST
         if self.fast:
-            self.capabilities += ("bench",)
-            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.show_results_only(FUSED)
+            self.narrow = ("int8",)
             self.recipes = {"logits.last": "output `logits` of the graph of adapters/python/onnxruntime/tuned.py"}
             self.deviations = ()
 
@@ -75,12 +72,10 @@ class OnnxRuntimeAdapter(Adapter):
         return f"onnxruntime {version('onnxruntime')}"
 
     def load(self, folder, dtype, threads):
-        if not (self.fast and dtype == "int8"):
-            self.precision(dtype)
+        self.precision(dtype)
         config = read_config(folder)
         self.session_of_graph = self._softmax = self._weights = None
         weights = read_weights(folder, config)
-        self._dtype = dtype
         from onnx import TensorProto
 
         from llorch_graph.gpt2 import LAST, build_model, build_softmax, cache_names, past_names, point_names
@@ -103,9 +98,6 @@ class OnnxRuntimeAdapter(Adapter):
         check_names(self.session_of_graph, [*point_names(layers), LAST])
         self.dims = config.dims
 
-    def computes(self):
-        return self._dtype
-
     def session(self, probe, positions):
         return FastSession(self, positions) if self.fast else OnnxRuntimeSession(self, probe)
 
@@ -121,7 +113,6 @@ class OnnxRuntimeSession(Session):
 
     def __init__(self, adapter, probe):
         import onnxruntime
-        from llorch_graph.gpt2 import OUTSIDE
 
         self._session = adapter.session_of_graph
         self._probe = probe

@@ -20,13 +20,12 @@ stdio.guard()
 
 import numpy as np
 
-from llorch_adapter.adapter import Adapter, Session, arguments
+from llorch_adapter.adapter import FAST, Adapter, Session, arguments
 from llorch_adapter.folder import read_config, read_weights
+from llorch_adapter.points import OUTSIDE
 from llorch_adapter.sampling import filter_logits
 from llorch_adapter.serve import serve
 
-
-FAST = "fast"
 FUSED = "the fast form is compiled with its results alone: it shows nothing on the way"
 
 
@@ -64,12 +63,11 @@ class OpenVinoAdapter(Adapter):
     def __init__(self, variant=None):
         super().__init__(variant)
         self.engine = None
-        self._dtype = "f32"
-        self.fast = variant == FAST
         if self.fast:
             # `infer` of the same request twice may share work differently between its threads.
-            self.capabilities = ("capture", "generate", "sample", "draw", "bench")
-            self.unsupported = tuple({"point": point, "reason": FUSED} for point in ("embeddings", "h.*", "ln_f", "logits"))
+            self.capabilities = tuple(c for c in self.capabilities if c != "deterministic")
+            self.show_results_only(FUSED)
+            self.narrow = ("bf16", "int8")
             self.recipes = {"logits.last": "the result of the graph of adapters/python/openvino/stateful.py"}
             self.deviations = ()
 
@@ -77,12 +75,10 @@ class OpenVinoAdapter(Adapter):
         return f"openvino {version('openvino')}"
 
     def load(self, folder, dtype, threads):
-        if not (self.fast and dtype in ("bf16", "int8")):
-            self.precision(dtype)
+        self.precision(dtype)
         config = read_config(folder)
         self.engine = None
         weights = read_weights(folder, config)
-        self._dtype = dtype
         if self.fast:
             from stateful import StatefulEngine
 
@@ -93,9 +89,6 @@ class OpenVinoAdapter(Adapter):
 
         self.engine = Engine(config, weights, threads)
         self.dims = config.dims
-
-    def computes(self):
-        return self._dtype
 
     def session(self, probe, positions):
         return FastSession(self.engine) if self.fast else OpenVinoSession(self, probe)
@@ -118,7 +111,7 @@ class OpenVinoSession(Session):
     """One run. The caches go out of one step and into the next."""
 
     def __init__(self, adapter, probe):
-        from llorch_graph.gpt2 import OUTSIDE, cache_names, past_names
+        from llorch_graph.gpt2 import cache_names, past_names
 
         layers = adapter.dims.n_layer
         self._probe = probe

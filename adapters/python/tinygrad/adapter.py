@@ -16,6 +16,7 @@ stdio.guard()
 import compiler
 from llorch_adapter.adapter import Adapter, Session, arguments
 from llorch_adapter.folder import open_weights, read_config
+from llorch_adapter.points import OUTSIDE
 from llorch_adapter.sampling import filter_logits
 from llorch_adapter.serve import serve
 
@@ -118,9 +119,7 @@ class TinygradSession(Session):
         self._fed = 0
         self._limit = limit
         self._places = round_up(positions, SMALLEST_CACHE, 4, limit)
-        # Inside the graph; the step loop shows the others.
-        outside = ("tokens", "logits.last", "argmax", "next.probs")
-        self._wanted = tuple(p for p in adapter.points() if probe.captures(p) and p not in outside)
+        self._wanted = tuple(p for p in adapter.points() if probe.captures(p) and p not in OUTSIDE)
 
     def forward(self, ids):
         from tinygrad import Tensor, Variable, dtypes

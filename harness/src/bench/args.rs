@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use llorch_trace::Precision;
 
-use crate::lineup::{self, Member, NOBODY};
+use crate::lineup::{self, Member};
 use crate::run::RunError;
 use crate::run::means::{Access, at_least_one, cores};
 
@@ -107,7 +107,6 @@ impl Args {
             [] => lineup::references(&PEERS.map(String::from))?,
             named => lineup::references(named)?,
         };
-        debug_assert!(self.references.first().is_none_or(|r| r != NOBODY) || peers.is_empty());
         let threads = match self.threads.as_slice() {
             [] if cores() == 1 => vec![1],
             [] => vec![1, cores()],

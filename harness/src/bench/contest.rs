@@ -77,6 +77,12 @@ struct Runner {
     rounds: usize,
 }
 
+impl Runner {
+    fn keep(&mut self, metric: Metric, prompt: usize, sample: f64) {
+        self.samples.entry((metric, prompt)).or_default().push(sample);
+    }
+}
+
 pub fn hold(plan: &Plan) -> Result<BenchResult, RunError> {
     let (began, started) = (Instant::now(), SystemTime::now());
     let progress = Progress::new(false);
@@ -196,7 +202,7 @@ impl Contest<'_> {
             }
             let machine = self.rounds(job, &mut runners)?;
             self.cold_starts(job, &mut runners)?;
-            self.keep(job, &runners, &machine);
+            self.keep(job, &mut runners, &machine);
             for runner in runners {
                 runner.live.finish();
             }
@@ -216,8 +222,7 @@ impl Contest<'_> {
     /// Starts, loads and judges one.
     fn load(&mut self, entrant: usize, job: Job) -> Option<Runner> {
         let name = self.entrants[entrant].name.clone();
-        let what = format!("{name}, {}, {}", job.precision, count(job.threads, "thread"));
-        let bar = self.progress.open(&what, "loading the model");
+        let bar = self.progress.open(&format!("{name}, {job}"), "loading the model");
         let setup = job.setup(&self.limits);
         let command = self.entrants[entrant].command.clone();
         let mut live = match Live::start_with(&command, &self.model.dir, &setup) {
@@ -280,8 +285,7 @@ impl Contest<'_> {
     /// Everybody in turn, the machine too; says what that could do meanwhile.
     fn rounds(&mut self, job: Job, runners: &mut Vec<Runner>) -> Result<Rates, RunError> {
         let mut machine = Rates::default();
-        let what = format!("{}, {}", job.precision, count(job.threads, "thread"));
-        let bar = self.progress.steps(&what, "round", self.plan.rounds);
+        let bar = self.progress.steps(&job.to_string(), "round", self.plan.rounds);
         // The first round is not counted: caches and clocks are cold, kernels may be compiled.
         for round in 0..=self.plan.rounds {
             std::thread::sleep(PAUSE);
@@ -336,11 +340,8 @@ impl Contest<'_> {
                 let times = measure::cold_start(&entrant.command, &self.model.dir, &setup, ids);
                 // It has just run: what fails now fails for want of memory or by interruption.
                 if let Ok(times) = times {
-                    let mut keep = |metric, prompt, seconds| {
-                        runner.samples.entry((metric, prompt)).or_default().push(seconds);
-                    };
-                    keep(Metric::FirstToken, ids.len(), times.first_token);
-                    keep(Metric::Load, 0, times.load);
+                    runner.keep(Metric::FirstToken, ids.len(), times.first_token);
+                    runner.keep(Metric::Load, 0, times.load);
                 }
             }
         }
@@ -353,42 +354,32 @@ impl Contest<'_> {
             let rates = runner.samples.iter().filter(|((metric, _), _)| metric.more_is_better());
             let rates: Vec<String> = rates
                 .map(|((metric, prompt), samples)| {
-                    let name = if *metric == Metric::Prefill { "prefill" } else { "decode after" };
-                    format!("{name} {prompt}: {:.1}", median(samples))
+                    format!("{}: {:.1}", metric.of(*prompt), median(samples))
                 })
                 .collect();
             let name = &self.entrants[runner.entrant].name;
-            bar.say(&format!(
-                "{name}, {}, {}: {} tokens/s",
-                job.precision,
-                count(job.threads, "thread"),
-                rates.join(", ")
-            ));
+            bar.say(&format!("{name}, {job}: {} tokens/s", rates.join(", ")));
         }
     }
 
     /// Rows of a wave, with ratios to the subject that was measured in the same wave.
-    fn keep(&mut self, job: Job, runners: &[Runner], machine: &Rates) {
-        let mut samples: Vec<(usize, Samples)> =
-            runners.iter().map(|runner| (runner.entrant, runner.samples.clone())).collect();
-        for (runner, (_, samples)) in runners.iter().zip(&mut samples) {
+    fn keep(&mut self, job: Job, runners: &mut [Runner], machine: &Rates) {
+        for runner in runners.iter_mut() {
             if let Some(bytes) = measure::peak_memory(runner.live.process_id()) {
-                samples.insert((Metric::PeakMemory, 0), vec![bytes as f64]);
+                runner.keep(Metric::PeakMemory, 0, bytes as f64);
             }
         }
-        let ours = samples.iter().find(|(entrant, _)| *entrant == 0).map(|(_, s)| s.clone());
-        for (entrant, samples) in samples {
-            for ((metric, prompt), values) in
-                samples.iter().filter(|(_, values)| !values.is_empty())
-            {
+        let ours = runners.iter().find(|runner| runner.entrant == 0).map(|r| &r.samples);
+        for Runner { entrant, samples, .. } in runners.iter() {
+            for ((metric, prompt), values) in samples {
                 let middle = median(values);
-                let beside = ours.as_ref().and_then(|ours| ours.get(&(*metric, *prompt)));
-                let ratio = beside.filter(|_| entrant != 0).map(|ours| {
+                let beside = ours.and_then(|ours| ours.get(&(*metric, *prompt)));
+                let ratio = beside.filter(|_| *entrant != 0).map(|ours| {
                     let ratio = median(ours) / middle;
                     if metric.more_is_better() { ratio } else { ratio.recip() }
                 });
                 let limit = self.limit(job, *metric, *prompt, machine);
-                let Entrant { name, version, .. } = &self.entrants[entrant];
+                let Entrant { name, version, .. } = &self.entrants[*entrant];
                 let row = Row {
                     engine: name.clone(),
                     version: version.clone(),
@@ -407,16 +398,12 @@ impl Contest<'_> {
                     correct: true,
                 };
                 // The subject is there in every wave: its first figures stand, its ratios are each wave's own.
-                if self.result_row(&row).is_none() {
+                let is_there = |r: &Row| r.engine == row.engine && r.is(job, *metric, *prompt);
+                if !self.rows.iter().any(is_there) {
                     self.rows.push(row);
                 }
             }
         }
-    }
-
-    fn result_row(&self, like: &Row) -> Option<&Row> {
-        let key = |r: &Row| (r.engine.clone(), r.dtype, r.threads, r.metric, r.prompt);
-        self.rows.iter().find(|row| key(row) == key(like))
     }
 
     /// What the machine allowed in these rounds, in the unit of the metric.
@@ -508,11 +495,8 @@ fn ask(
         let times = measure::prompt(&mut runner.live, &expected.ids, decode)?;
         if counts {
             let length = expected.ids.len();
-            let mut keep = |metric, rate| {
-                runner.samples.entry((metric, length)).or_default().push(rate);
-            };
-            keep(Metric::Prefill, length as f64 / times.prefill);
-            keep(Metric::Decode, decode as f64 / times.decode);
+            runner.keep(Metric::Prefill, length, length as f64 / times.prefill);
+            runner.keep(Metric::Decode, length, decode as f64 / times.decode);
         }
     }
     Ok(())

@@ -3,9 +3,7 @@
 use std::fmt::Write;
 
 use super::record::BenchResult;
-use super::shown::{
-    against_the_best, first_line, grids, left_out, legend, machine, of_the_limit, title,
-};
+use super::shown::{against_the_best, first_line, grids, left_out, legend, machine, of_the_limit};
 use crate::report::markdown::escape;
 
 pub fn page(result: &BenchResult) -> String {
@@ -16,7 +14,7 @@ pub fn page(result: &BenchResult) -> String {
             let row: Vec<String> = row.iter().map(|cell| escape(cell)).collect();
             format!("| {} |", row.join(" | "))
         };
-        let _ = writeln!(out, "## {}\n\n{}", escape(&title(&grid)), cells(&grid.header));
+        let _ = writeln!(out, "## {}\n\n{}", escape(&grid.job.to_string()), cells(&grid.header));
         let _ = writeln!(out, "|{}", " --- |".repeat(grid.header.len()));
         for row in &grid.rows {
             let _ = writeln!(out, "{}", cells(row));

@@ -1,5 +1,6 @@
 //! One engine's figures: by its own clock, which is held against ours.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -7,12 +8,19 @@ use llorch_trace::Precision;
 
 use crate::live::{Ask, Live, Setup};
 use crate::supervise::{AdapterCommand, Limits};
+use crate::text::count;
 
 /// What all engines that are compared with each other compute in, and with how many threads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Job {
     pub precision: Precision,
     pub threads: usize,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.precision, count(self.threads, "thread"))
+    }
 }
 
 impl Job {
@@ -76,16 +84,18 @@ pub fn cold_start(
 
 /// The most memory that a process has had so far, in bytes; none where the system doesn't tell.
 pub fn peak_memory(process: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
+    bytes_in(&format!("/proc/{process}/status"), "VmHWM:")
 }
 
 /// Memory that can be had without swapping, in bytes; none where the system doesn't tell.
 pub fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    bytes_in("/proc/meminfo", "MemAvailable:")
+}
+
+/// What stands in kB behind `key`.
+fn bytes_in(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }

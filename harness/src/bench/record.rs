@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use llorch_trace::Precision;
 use serde::{Deserialize, Serialize};
 
+use super::measure::Job;
 use super::truth::Check;
 use crate::result::ModelRecord;
 
@@ -89,6 +90,17 @@ impl Metric {
         }
     }
 
+    /// With the length of its prompt, where it has one: `decode after 512`.
+    pub fn of(self, prompt: usize) -> String {
+        match self {
+            Metric::Load => "load".into(),
+            Metric::FirstToken => "first token".into(),
+            Metric::Prefill => format!("prefill {prompt}"),
+            Metric::Decode => format!("decode after {prompt}"),
+            Metric::PeakMemory => "peak memory".into(),
+        }
+    }
+
     pub fn more_is_better(self) -> bool {
         matches!(self, Metric::Prefill | Metric::Decode)
     }
@@ -156,21 +168,25 @@ impl BenchResult {
         }
     }
 
-    pub fn row(
-        &self,
-        engine: &str,
-        dtype: Precision,
-        threads: usize,
-        metric: Metric,
-        prompt: usize,
-    ) -> Option<&Row> {
-        self.rows.iter().find(|row| {
-            row.engine == engine
-                && row.dtype == dtype
-                && row.threads == threads
-                && row.metric == metric
-                && row.prompt == prompt
-        })
+    /// A figure of all engines that have it.
+    pub fn rows_of(&self, job: Job, metric: Metric, prompt: usize) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.is(job, metric, prompt))
+    }
+
+    pub fn row(&self, engine: &str, job: Job, metric: Metric, prompt: usize) -> Option<&Row> {
+        self.rows_of(job, metric, prompt).find(|row| row.engine == engine)
+    }
+}
+
+impl Row {
+    pub fn is(&self, job: Job, metric: Metric, prompt: usize) -> bool {
+        (self.dtype, self.threads) == (job.precision, job.threads)
+            && (self.metric, self.prompt) == (metric, prompt)
+    }
+
+    /// What the machine allowed, in the row's unit.
+    pub fn limit(&self) -> Option<f64> {
+        Some(self.median / self.of_limit?)
     }
 }
 

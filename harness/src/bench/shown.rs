@@ -1,8 +1,7 @@
 //! What every form of a bench says: a grid for each dtype and number of threads, and the sentences around them.
 
-use llorch_trace::Precision;
-
 use super::args::Format;
+use super::measure::Job;
 use super::record::{BenchResult, Metric, Row, Why};
 use super::truth::is_narrow;
 use super::{markdown, svg, table};
@@ -15,8 +14,7 @@ const PROMPT_WORTH_SHOWING: usize = 16;
 
 /// Engines down, figures across.
 pub struct Grid {
-    pub dtype: Precision,
-    pub threads: usize,
+    pub job: Job,
     pub header: Vec<String>,
     pub rows: Vec<Vec<String>>,
 }
@@ -32,10 +30,10 @@ pub fn show(result: &BenchResult, format: Format) -> anyhow::Result<String> {
 
 pub fn grids(result: &BenchResult) -> Vec<Grid> {
     let settings = &result.settings;
-    let jobs = settings.dtypes.iter().flat_map(|d| settings.threads.iter().map(move |t| (*d, *t)));
-    jobs.map(|(dtype, threads)| grid(result, dtype, threads))
-        .filter(|grid| !grid.rows.is_empty())
-        .collect()
+    let jobs = settings.dtypes.iter().flat_map(|&precision| {
+        settings.threads.iter().map(move |&threads| Job { precision, threads })
+    });
+    jobs.map(|job| grid(result, job)).filter(|grid| !grid.rows.is_empty()).collect()
 }
 
 /// The figures of a grid, left to right.
@@ -49,34 +47,33 @@ pub fn columns(result: &BenchResult) -> Vec<(Metric, usize)> {
     prefill.chain(decode).chain(once).collect()
 }
 
-fn grid(result: &BenchResult, dtype: Precision, threads: usize) -> Grid {
+fn grid(result: &BenchResult, job: Job) -> Grid {
     let columns = columns(result);
-    let title = |(metric, prompt): &(Metric, usize)| what(*metric, *prompt);
     let mut header = vec!["engine".to_string()];
-    header.extend(columns.iter().map(title));
-    let judged = if is_narrow(dtype) { "noise" } else { "error" };
+    header.extend(columns.iter().map(|(metric, prompt)| metric.of(*prompt)));
+    let judged = if is_narrow(job.precision) { "noise" } else { "error" };
     header.extend([format!("{judged} (bound)"), "same top".into(), "KL".into()]);
     let mut rows = Vec::new();
     for engine in &result.engines {
-        let of = |(metric, prompt): &(Metric, usize)| {
-            result.row(&engine.name, dtype, threads, *metric, *prompt)
-        };
-        let check = engine.checks.iter().find(|c| (c.dtype, c.threads) == (dtype, threads));
-        let Some(check) = check.filter(|_| columns.iter().any(|c| of(c).is_some())) else {
+        let of =
+            |(metric, prompt): &(Metric, usize)| result.row(&engine.name, job, *metric, *prompt);
+        let checks =
+            engine.checks.iter().find(|c| (c.dtype, c.threads) == (job.precision, job.threads));
+        let Some(record) = checks.filter(|_| columns.iter().any(|c| of(c).is_some())) else {
             continue;
         };
+        let check = &record.check;
         let mut row = vec![engine.name.clone()];
         row.extend(columns.iter().map(|column| of(column).map_or("–".into(), cell)));
-        let check_of = &check.check;
-        row.push(format!("{:.1e} ({:.1e})", check_of.judged(dtype), check_of.bound));
-        row.push(format!("{}/{}", check.check.same_top, check.check.steps));
-        row.push(format!("{:.1e}", check.check.kl));
+        row.push(format!("{:.1e} ({:.1e})", check.judged(job.precision), check.bound));
+        row.push(format!("{}/{}", check.same_top, check.steps));
+        row.push(format!("{:.1e}", check.kl));
         rows.push(row);
     }
     if !rows.is_empty() {
-        rows.extend(limits(result, dtype, threads));
+        rows.extend(limits(result, job));
     }
-    Grid { dtype, threads, header, rows }
+    Grid { job, header, rows }
 }
 
 /// `61.7 ±2%`, and how many times as good the subject is: `41.9 ±3% 1.47×`.
@@ -101,13 +98,10 @@ fn figure(metric: Metric, x: f64) -> String {
 }
 
 /// What the machine allows of each column, where that is known.
-fn limits(result: &BenchResult, dtype: Precision, threads: usize) -> Option<Vec<String>> {
+fn limits(result: &BenchResult, job: Job) -> Option<Vec<String>> {
     let of = |(metric, prompt): &(Metric, usize)| {
-        let rows = result.rows.iter().filter(|row| {
-            (row.dtype, row.threads, row.metric, row.prompt) == (dtype, threads, *metric, *prompt)
-        });
-        let mut limits = rows.filter_map(|row| Some(row.median / row.of_limit?));
-        limits.next().map(|limit| figure(*metric, limit))
+        let limit = result.rows_of(job, *metric, *prompt).find_map(Row::limit);
+        limit.map(|limit| figure(*metric, limit))
     };
     let limits: Vec<Option<String>> = columns(result).iter().map(of).collect();
     limits.iter().any(Option::is_some).then(|| {
@@ -115,10 +109,6 @@ fn limits(result: &BenchResult, dtype: Precision, threads: usize) -> Option<Vec<
         let none = std::iter::repeat_n(String::new(), 3);
         std::iter::once("machine's limit".to_string()).chain(cells).chain(none).collect()
     })
-}
-
-pub fn title(grid: &Grid) -> String {
-    format!("{}, {}", grid.dtype, count(grid.threads, "thread"))
 }
 
 /// What the figures are.
@@ -138,12 +128,8 @@ pub fn machine(result: &BenchResult) -> Vec<String> {
     let machine = &result.machine;
     let mut lines = vec![format!(
         "machine: {}{}, {}",
-        if machine.cpu.is_empty() { "" } else { machine.cpu.as_str() },
-        if machine.cpu.is_empty() {
-            machine.system.clone()
-        } else {
-            format!(", {}", machine.system)
-        },
+        if machine.cpu.is_empty() { String::new() } else { format!("{}, ", machine.cpu) },
+        machine.system,
         count(machine.cores, "core")
     )];
     for (threads, read) in &machine.read_gb_s {
@@ -169,7 +155,7 @@ pub fn left_out(result: &BenchResult) -> Vec<String> {
         };
         let what = left.dtype.map(|dtype| match left.threads {
             Some(threads) if left.why != Why::Unsupported => {
-                format!("{dtype}, {}", count(threads, "thread"))
+                Job { precision: dtype, threads }.to_string()
             }
             _ => dtype.to_string(),
         });
@@ -191,28 +177,18 @@ pub fn left_out(result: &BenchResult) -> Vec<String> {
 /// What part of the machine's limit the subject reaches, for each grid.
 pub fn of_the_limit(result: &BenchResult) -> Vec<String> {
     let parts = |grid: &Grid| -> Vec<String> {
-        let rows = columns(result).into_iter().filter_map(|(metric, prompt)| {
-            result.row(&result.subject, grid.dtype, grid.threads, metric, prompt)
-        });
+        let rows = columns(result)
+            .into_iter()
+            .filter_map(|(metric, prompt)| result.row(&result.subject, grid.job, metric, prompt));
         rows.filter_map(|row| Some((row, row.of_limit?)))
-            .map(|(row, part)| format!("{} {:.0} %", what(row.metric, row.prompt), 100.0 * part))
+            .map(|(row, part)| format!("{} {:.0} %", row.metric.of(row.prompt), 100.0 * part))
             .collect()
     };
-    let grids = grids(result).into_iter().map(|grid| (title(&grid), parts(&grid)));
+    let grids = grids(result).into_iter().map(|grid| (grid.job, parts(&grid)));
     grids
         .filter(|(_, parts)| !parts.is_empty())
-        .map(|(title, parts)| format!("{title}: {}", parts.join(", ")))
+        .map(|(job, parts)| format!("{job}: {}", parts.join(", ")))
         .collect()
-}
-
-fn what(metric: Metric, prompt: usize) -> String {
-    match metric {
-        Metric::Prefill => format!("prefill {prompt}"),
-        Metric::Decode => format!("decode after {prompt}"),
-        Metric::FirstToken => "first token".into(),
-        Metric::Load => "load".into(),
-        Metric::PeakMemory => "peak memory".into(),
-    }
 }
 
 /// How far the subject is from the best of its peers, for each grid and figure.
@@ -221,20 +197,14 @@ pub fn against_the_best(result: &BenchResult) -> Vec<String> {
     for grid in grids(result) {
         let mut parts = Vec::new();
         for (metric, prompt) in columns(result) {
-            let peers = result.rows.iter().filter(|row| {
-                row.ratio.is_some()
-                    && (row.dtype, row.threads) == (grid.dtype, grid.threads)
-                    && (row.metric, row.prompt) == (metric, prompt)
-            });
+            let rows = result.rows_of(grid.job, metric, prompt);
+            let peers = rows.filter_map(|row| Some((row.ratio?, &row.engine)));
             // The best peer is the one against whom the subject looks worst.
-            let best =
-                peers.min_by(|a, b| a.ratio.unwrap_or(0.0).total_cmp(&b.ratio.unwrap_or(0.0)));
-            let Some(best) = best else { continue };
-            let what = what(metric, prompt);
-            parts.push(format!("{what} {:.2}× {}", best.ratio.unwrap_or(0.0), best.engine));
+            let Some((ratio, engine)) = peers.min_by(|a, b| a.0.total_cmp(&b.0)) else { continue };
+            parts.push(format!("{} {ratio:.2}× {engine}", metric.of(prompt)));
         }
         if !parts.is_empty() {
-            lines.push(format!("{}: {}", title(&grid), parts.join(", ")));
+            lines.push(format!("{}: {}", grid.job, parts.join(", ")));
         }
     }
     lines

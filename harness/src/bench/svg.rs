@@ -3,7 +3,7 @@
 use askama::Template;
 
 use super::record::{BenchResult, Metric, Row};
-use super::shown::{columns, grids, title};
+use super::shown::{columns, grids};
 use crate::report::CHART_CSS;
 
 const WIDTH: f64 = 720.0;
@@ -49,9 +49,8 @@ pub fn chart(result: &BenchResult) -> anyhow::Result<String> {
     for grid in grids(result) {
         for (metric, prompt) in columns(result).into_iter().filter(|(m, _)| m.more_is_better()) {
             let engines = result.engines.iter();
-            let rows: Vec<&Row> = engines
-                .filter_map(|e| result.row(&e.name, grid.dtype, grid.threads, metric, prompt))
-                .collect();
+            let rows: Vec<&Row> =
+                engines.filter_map(|e| result.row(&e.name, grid.job, metric, prompt)).collect();
             if rows.is_empty() {
                 continue;
             }
@@ -59,7 +58,7 @@ pub fn chart(result: &BenchResult) -> anyhow::Result<String> {
                 Metric::Prefill => format!("prefill of {prompt}"),
                 _ => format!("decode after {prompt}"),
             };
-            let panel = panel(result, &rows, format!("{}: {what}, tokens/s", title(&grid)), y);
+            let panel = panel(result, &rows, format!("{}: {what}, tokens/s", grid.job), y);
             y = panel.bottom + 12.0;
             panels.push(panel);
         }
@@ -69,7 +68,7 @@ pub fn chart(result: &BenchResult) -> anyhow::Result<String> {
 }
 
 fn panel(result: &BenchResult, rows: &[&Row], title: String, y: f64) -> Panel {
-    let limit = rows.iter().find_map(|row| Some(row.median / row.of_limit?));
+    let limit = rows.iter().find_map(|row| row.limit());
     let largest = rows.iter().map(|row| row.median).chain(limit).fold(0.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / largest;
     let top = y + HEADING - 6.0;

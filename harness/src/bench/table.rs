@@ -3,9 +3,7 @@
 use std::fmt::Write;
 
 use super::record::BenchResult;
-use super::shown::{
-    against_the_best, first_line, grids, left_out, legend, machine, of_the_limit, title,
-};
+use super::shown::{against_the_best, first_line, grids, left_out, legend, machine, of_the_limit};
 use crate::report::Style;
 use crate::report::table::{bold, new_table};
 
@@ -19,8 +17,7 @@ pub fn tables(result: &BenchResult) -> String {
         for row in &grid.rows {
             table.add_row(row);
         }
-        let heading = title(&grid);
-        let _ = writeln!(out, "{heading}\n{table}\n");
+        let _ = writeln!(out, "{}\n{table}\n", grid.job);
     }
     for line in machine(result) {
         let _ = writeln!(out, "{line}");

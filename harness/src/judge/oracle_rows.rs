@@ -193,9 +193,7 @@ impl OracleRows {
     /// up to a point was recomputed and is right by itself, and one deviates as declared, a total
     /// error beyond the class is that deviation's, carried on.
     fn attribute_deviations(&mut self, plan: &Plan, evidence: &[Evidence]) {
-        for e in
-            evidence.iter().filter(|e| e.hello.as_ref().is_some_and(|h| !h.deviations.is_empty()))
-        {
+        for e in evidence.iter().filter(|e| e.declares_deviations()) {
             for case in &plan.cases {
                 let (mut deviant, mut wrong) = (false, false);
                 for step in 0..case.steps() {

@@ -423,8 +423,8 @@ impl Jury<'_, '_> {
         let options = JudgeOptions { stages: false, ..JudgeOptions::default() };
         let isolation = run.isolation.as_ref();
         let verdicts = verdicts(&run.plan, &evidence[..2], &run.truth, isolation, &options);
-        let declares = |e: &&Evidence| e.hello.as_ref().is_some_and(|h| !h.deviations.is_empty());
-        let deviating = evidence[..2].iter().find(declares).map(|e| e.name.as_str());
+        let deviating = evidence[..2].iter().find(|e| e.declares_deviations());
+        let deviating = deviating.map(|e| e.name.as_str());
         // With a strategy, what it leaves out is not told here either.
         if run.request.strategy.is_none() {
             let pair = (evidence[0].name.as_str(), evidence[1].name.as_str());

@@ -4,8 +4,8 @@
 //! that of the even one, each by a fused multiply-add; so does the portable form, and the two agree bit for bit (on
 //! AMD Zen 4, on two million random triples), but for numbers below 1.2e-38, which the instruction takes for 0.
 
-use super::{CHUNK, TOKENS, add_chunk};
-use crate::ops::simd::{self, Level, dispatched};
+use super::{CHUNK, add_chunk};
+use crate::ops::simd::{self, Level, dispatched, with_rows};
 use crate::packed::PANEL;
 
 /// Pairs in a chunk of inputs.
@@ -71,14 +71,7 @@ dispatched! {
 
 #[inline(always)]
 fn rows<const W: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
-    match sums.len() {
-        1 => tiles::<1, W>(x, panel, sums),
-        2 => tiles::<2, W>(x, panel, sums),
-        3 => tiles::<3, W>(x, panel, sums),
-        4 => tiles::<4, W>(x, panel, sums),
-        5 => tiles::<5, W>(x, panel, sums),
-        _ => tiles::<TOKENS, W>(x, panel, sums),
-    }
+    with_rows!(sums.len(), R => tiles::<R, W>(x, panel, sums));
 }
 
 #[inline(always)]
@@ -139,11 +132,11 @@ mod native {
     //! The same by `vdpbf16ps`, which the compiler does not find by itself.
 
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{PAIRS, PANEL, TOKENS};
+    use super::super::registers;
+    use super::{PAIRS, PANEL, with_rows};
 
     pub fn available() -> bool {
         is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
@@ -152,16 +145,7 @@ mod native {
     pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         assert!(available());
         // SAFETY: the CPU has both instruction sets.
-        unsafe {
-            match sums.len() {
-                1 => tiles::<1>(x, panel, sums),
-                2 => tiles::<2>(x, panel, sums),
-                3 => tiles::<3>(x, panel, sums),
-                4 => tiles::<4>(x, panel, sums),
-                5 => tiles::<5>(x, panel, sums),
-                _ => tiles::<TOKENS>(x, panel, sums),
-            }
-        }
+        unsafe { with_rows!(sums.len(), R => tiles::<R>(x, panel, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -170,11 +154,11 @@ mod native {
         for (x, panel) in x.chunks(PAIRS).zip(panel.chunks(PAIRS)) {
             let mut chunk = [[_mm512_setzero_ps(); 4]; R];
             for (x, w) in x.iter().zip(panel) {
-                let w = [pairs(&w[..16]), pairs(&w[16..32]), pairs(&w[32..48]), pairs(&w[48..])];
+                let w = registers(w);
                 for r in 0..R {
                     let x = as_pairs(_mm512_set1_epi32(x[r].cast_signed()));
                     for q in 0..4 {
-                        chunk[r][q] = _mm512_dpbf16_ps(chunk[r][q], x, w[q]);
+                        chunk[r][q] = _mm512_dpbf16_ps(chunk[r][q], x, as_pairs(w[q]));
                     }
                 }
             }
@@ -188,14 +172,6 @@ mod native {
                 sums.iter_mut().zip(values).for_each(|(y, sum)| *y += sum);
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn pairs(words: &[u32]) -> __m512bh {
-        assert!(words.len() == 16);
-        // SAFETY: there are 16 words.
-        as_pairs(unsafe { _mm512_loadu_si512(words.as_ptr().cast()) })
     }
 
     #[inline]

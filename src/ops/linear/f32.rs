@@ -1,7 +1,7 @@
 //! Products in f32.
 
-use super::{CHUNK, TOKENS, add_chunk};
-use crate::ops::simd::{self, Level, dispatched};
+use super::{CHUNK, add_chunk};
+use crate::ops::simd::{self, Level, dispatched, with_rows};
 use crate::packed::PANEL;
 
 /// `sums[r] = x[r] · panel`: one to six rows, `[K, R]`, all 64 outputs.
@@ -35,13 +35,7 @@ dispatched! {
 
 #[inline(always)]
 fn rows<const W: usize>(x: &[f32], panel: &[[f32; PANEL]], sums: &mut [[f32; PANEL]]) {
-    match sums.len() {
-        2 => tiles::<2, W>(x, panel, sums),
-        3 => tiles::<3, W>(x, panel, sums),
-        4 => tiles::<4, W>(x, panel, sums),
-        5 => tiles::<5, W>(x, panel, sums),
-        _ => tiles::<TOKENS, W>(x, panel, sums),
-    }
+    with_rows!(sums.len(), R => tiles::<R, W>(x, panel, sums));
 }
 
 #[inline(always)]

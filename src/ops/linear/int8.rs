@@ -8,8 +8,7 @@
 //! The CPU's instruction for it (`vpdpbusd`) multiplies bytes without a sign by bytes with one, four at a time: weights
 //! are kept with 128 added, and a group's sum begins at −128 · Σ inputs.
 
-use super::TOKENS;
-use crate::ops::simd::{self, Level, dispatched};
+use crate::ops::simd::{self, Level, dispatched, with_rows};
 use crate::packed::PANEL;
 
 /// Inputs that share a scale.
@@ -116,14 +115,7 @@ pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
 
 dispatched! {
     fn portable(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
-        match sums.len() {
-            1 => tiles::<1>(x, panel, sums),
-            2 => tiles::<2>(x, panel, sums),
-            3 => tiles::<3>(x, panel, sums),
-            4 => tiles::<4>(x, panel, sums),
-            5 => tiles::<5>(x, panel, sums),
-            _ => tiles::<TOKENS>(x, panel, sums),
-        }
+        with_rows!(sums.len(), R => tiles::<R>(x, panel, sums));
     }
 }
 
@@ -164,11 +156,12 @@ mod native {
     //! The same by `vpdpbusd`, which the compiler does not find by itself.
 
     use std::arch::x86_64::{
-        __m512, __m512i, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+        __m512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
-    use super::{INPUT_WORDS, PANEL, PANEL_ROWS, TOKENS};
+    use super::super::registers;
+    use super::{INPUT_WORDS, PANEL, PANEL_ROWS, with_rows};
 
     pub fn available() -> bool {
         is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f")
@@ -177,16 +170,7 @@ mod native {
     pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         assert!(available());
         // SAFETY: the CPU has both instruction sets.
-        unsafe {
-            match sums.len() {
-                1 => tiles::<1>(x, panel, sums),
-                2 => tiles::<2>(x, panel, sums),
-                3 => tiles::<3>(x, panel, sums),
-                4 => tiles::<4>(x, panel, sums),
-                5 => tiles::<5>(x, panel, sums),
-                _ => tiles::<TOKENS>(x, panel, sums),
-            }
-        }
+        unsafe { with_rows!(sums.len(), R => tiles::<R>(x, panel, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
@@ -198,7 +182,7 @@ mod native {
                 group[r] = [_mm512_set1_epi32(x[1][r].cast_signed()); 4];
             }
             for (x, w) in x[2..].iter().zip(&panel[1..]) {
-                let w = [words(&w[..16]), words(&w[16..32]), words(&w[32..48]), words(&w[48..])];
+                let w = registers(w);
                 for r in 0..R {
                     let x = _mm512_set1_epi32(x[r].cast_signed());
                     for q in 0..4 {
@@ -219,14 +203,6 @@ mod native {
                 }
             }
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn words(words: &[u32]) -> __m512i {
-        assert!(words.len() == 16);
-        // SAFETY: there are 16 words.
-        unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
     }
 
     #[inline]

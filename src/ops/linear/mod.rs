@@ -15,6 +15,7 @@ pub mod int8;
 use std::borrow::Cow;
 
 use super::parallel::{Tile, for_each_chunk, for_each_tile};
+use super::simd::ROWS;
 use crate::packed::{Format, PANEL, Packed, Panel};
 use crate::team::Team;
 
@@ -22,9 +23,8 @@ pub use bf16::{halves, pair};
 
 /// Inputs summed before the sum is added to the output: bounds the rounding error of long sums.
 const CHUNK: usize = 256;
-/// Tokens that a kernel takes at once: 6 · 4 sums and 4 weights fit into the 32 registers of AVX-512, 6 · 2
-/// and 2 into the 16 of AVX2.
-const TOKENS: usize = 6;
+/// Tokens that a kernel takes at once.
+const TOKENS: usize = ROWS;
 /// Tokens of one piece of work: their inputs stay in the cache beside a panel.
 const PIECE: usize = 32 * TOKENS;
 
@@ -133,6 +133,19 @@ fn add_chunk<const R: usize, const W: usize>(
             *y += sum;
         }
     }
+}
+
+/// A row of a panel in registers.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn registers(row: &[u32; PANEL]) -> [std::arch::x86_64::__m512i; 4] {
+    let [a, b, c, d] = row.as_chunks::<16>().0 else { unreachable!("64 is four times 16") };
+    let load = |words: &[u32; 16]| {
+        // SAFETY: there are 16 words.
+        unsafe { std::arch::x86_64::_mm512_loadu_si512(words.as_ptr().cast()) }
+    };
+    [load(a), load(b), load(c), load(d)]
 }
 
 /// Rows in groups of six, the last with what is left, each group input by input: `[K, 6]`. What a kernel reads next
