@@ -14,8 +14,9 @@ use divan::counter::{BytesCount, ItemsCount};
 use llorch_cpud::Config;
 use llorch_cpud::kv_cache::KvCache;
 use llorch_cpud::ops::activation::{Activation, activate};
+use llorch_cpud::ops::attention::{Span, attend};
 use llorch_cpud::ops::layer_norm::layer_norm;
-use llorch_cpud::ops::linear::{Store, linear};
+use llorch_cpud::ops::linear::{Then, linear};
 use llorch_cpud::packed::{Format, Layout, Packed, Panel};
 use llorch_cpud::sampler::SplitMix64;
 use llorch_cpud::team::Team;
@@ -64,7 +65,7 @@ fn blocks(bencher: Bencher<'_, '_>, Case(format, tokens): Case) {
     bencher.counter(BytesCount::new(4 * words)).bench_local(|| {
         for w in layers {
             let (x, out) = (&x[..tokens * w.inputs()], &mut out[..tokens * w.outputs()]);
-            linear(team(), black_box(x), w, &bias[..w.outputs()], Store, out);
+            linear(team(), black_box(x), w, &bias[..w.outputs()], Then::Store, out);
         }
     });
 }
@@ -76,23 +77,24 @@ fn head(bencher: Bencher<'_, '_>) {
     let mut out = vec![0.0; VOCABULARY];
     bencher
         .counter(BytesCount::new(4 * E * VOCABULARY))
-        .bench_local(|| linear(team(), black_box(&x), head, &[], Store, &mut out));
+        .bench_local(|| linear(team(), black_box(&x), head, &[], Then::Store, &mut out));
 }
 
 /// A prompt of 512, and a token after 511.
 #[divan::bench(args = [512, 1], max_time = 2)]
-fn attend(bencher: Bencher<'_, '_>, tokens: usize) {
+fn attention(bencher: Bencher<'_, '_>, tokens: usize) {
     let len = 512;
     let config = serde_json::json!({"model_type": "gpt2", "n_layer": 1, "n_head": HEADS,
         "n_embd": E, "vocab_size": VOCABULARY, "n_positions": 1024});
-    let mut cache = KvCache::new(&Config::from_json(&config).expect("a configuration"));
+    let mut cache =
+        KvCache::new(&Config::from_json(&config).expect("a configuration"), Format::F32);
     let qkv = random(len, 3 * E).into_raw_vec_and_offset().0;
-    cache.layer_mut(0).store_rows(0, &qkv);
+    cache.layer_mut(0).store_rows(team(), 0, &qkv);
     let (q, mut out) = (&qkv[(len - tokens) * 3 * E..], vec![0.0; tokens * E]);
     let seen: usize = (len - tokens + 1..=len).sum();
     bencher.counter(ItemsCount::new(4 * E * seen)).bench_local(|| {
-        let layer = cache.layer(0);
-        llorch_cpud::ops::attention::attend(team(), black_box(q), layer, len, 0.125, &mut out);
+        let spans = [Span { rows: 0..tokens, cache: cache.layer(0), len }];
+        attend(team(), black_box(q), &spans, 0.125, &mut out);
     });
 }
 
@@ -142,7 +144,7 @@ mod limits {
         let (x, mut out) = (random(192, E).into_raw_vec_and_offset().0, vec![0.0; 192 * 256]);
         bencher
             .counter(ItemsCount::new(2 * 192 * E * 256))
-            .bench_local(|| linear(team(), black_box(&x), &weight, &[], Store, &mut out));
+            .bench_local(|| linear(team(), black_box(&x), &weight, &[], Then::Store, &mut out));
     }
 
     fn touch(matrix: &Packed, p: usize) -> u32 {

@@ -4,6 +4,7 @@
 //! I width of the MLP, V vocabulary. Every tensor of the contract passes its probe under its name
 //! before anything reads it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use llorch_trace::{Point, Stage};
@@ -13,13 +14,13 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, LayerCache};
 use crate::ops::activation::activate;
-use crate::ops::attention::{attend, context, join_heads, merge_heads, scores, split_heads};
+use crate::ops::attention::{Span, attend, context, join_heads, merge_heads, scores, split_heads};
 use crate::ops::embedding::embed;
 use crate::ops::layer_norm::layer_norm;
-use crate::ops::linear::{Activate, Add, Store, linear};
+use crate::ops::linear::{Then, linear};
 use crate::ops::softmax::causal_softmax;
 use crate::packed::Format;
-use crate::probe::Probe;
+use crate::probe::{NoProbe, Probe};
 use crate::team::Team;
 use crate::weights::{Block, Linear, Weights};
 
@@ -39,6 +40,16 @@ pub struct Model {
 pub enum Rows {
     Last,
     All,
+}
+
+/// One sequence's part of a forward pass.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// Its new tokens.
+    pub ids: &'a [u32],
+    /// What it had before them; they are added.
+    pub cache: &'a mut KvCache,
+    pub rows: Rows,
 }
 
 impl Model {
@@ -70,7 +81,7 @@ impl Model {
 
     /// An empty cache that fits this model.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.config)
+        KvCache::new(&self.config, self.weights.wte.format())
     }
 
     /// Runs `ids` after what `cache` holds, adds them to it, and returns logits: `[1, V]` of the last
@@ -86,54 +97,68 @@ impl Model {
         rows: Rows,
         probe: &mut P,
     ) -> Result<Array2<f32>> {
-        if ids.is_empty() {
-            return Err(Error::input("run the model", "there are no tokens; expected one or more"));
-        }
-        if cache.len() + ids.len() > self.config.n_positions {
-            let n_positions = self.config.n_positions;
-            return Err(Error::ContextOverflow {
-                prompt: cache.len() + ids.len(),
-                new: 0,
-                n_positions,
-            });
-        }
+        self.pass(&mut [Sequence { ids, cache, rows }], probe)
+    }
+
+    /// The same for several sequences at once, long and short ones: every weight is read once for all of them. The
+    /// logits, `[R, V]`, are those of the first sequence, then of the second, and so on; the same bits as one by one.
+    ///
+    /// # Errors
+    /// As above, for any of them: then none of the caches has changed.
+    pub fn forward_batch(&self, batch: &mut [Sequence<'_>]) -> Result<Array2<f32>> {
+        self.pass(batch, &mut NoProbe)
+    }
+
+    /// A probe sees a batch of one.
+    fn pass<P: Probe>(&self, batch: &mut [Sequence<'_>], probe: &mut P) -> Result<Array2<f32>> {
+        batch.iter().try_for_each(|sequence| self.check_length(sequence))?;
         let Weights { wte, wpe, blocks, ln_f, lm_head } = &self.weights;
-        let (past, tokens) = (cache.len(), ids.len());
         let width = self.config.n_embd;
 
-        let mut ids = ids.to_vec(); // [T]
+        let mut ids: Vec<u32> = batch.iter().flat_map(|s| s.ids).copied().collect(); // [T]
         let mut tap = Tap { probe: &mut *probe, layer: None };
         tap.ids(Stage::Tokens, &mut ids)?;
         self.check_vocabulary(&ids)?;
-        let mut x = vec![0.0; tokens * width]; // [T, E], the residual stream
-        embed(&ids, past, wte, wpe, &mut x);
+        let mut x = vec![0.0; ids.len() * width]; // [T, E], the residual stream
+        for (sequence, rows) in with_rows(batch) {
+            let x = &mut x[rows.start * width..rows.end * width];
+            embed(&ids[rows], sequence.cache.len(), wte, wpe, x);
+        }
         tap.rows(Stage::Embeddings, &mut x, width)?;
 
-        let mut room = Room::new(tokens, &self.config);
+        let mut room = Room::new(ids.len(), &self.config);
         for (i, block) in blocks.iter().enumerate() {
             let mut tap = Tap { probe: &mut *probe, layer: Some(i) };
-            self.attention(i, block, cache, &mut x, &mut room, &mut tap)?;
+            self.attention(i, block, batch, &mut x, &mut room, &mut tap)?;
             self.mlp(block, &mut x, &mut room, &mut tap)?;
         }
-        cache.advance(tokens);
+        batch.iter_mut().for_each(|sequence| sequence.cache.advance(sequence.ids.len()));
 
-        // The head, for the rows that somebody asked for: R is 1 or T.
+        // The head, for the rows that somebody asked for: R of them.
+        let asked: Vec<usize> = with_rows(batch)
+            .flat_map(|(sequence, rows)| match sequence.rows {
+                Rows::Last => rows.end - 1..rows.end,
+                Rows::All => rows,
+            })
+            .collect();
+        let select = |all: &[f32]| -> Vec<f32> {
+            asked.iter().flat_map(|row| &all[row * width..][..width]).copied().collect()
+        };
         let mut tap = Tap { probe: &mut *probe, layer: None };
-        let last = |x: &mut Vec<f32>| drop(x.drain(..x.len() - width));
-        if rows == Rows::Last && !tap.wants(Stage::LnF) && !tap.wants(Stage::Logits) {
-            last(&mut x); // [1, E]
+        if !tap.wants(Stage::LnF) && !tap.wants(Stage::Logits) {
+            x = select(&x); // [R, E]
         }
-        let mut normed = vec![0.0; x.len()]; // [R, E]
+        let mut normed = vec![0.0; x.len()]; // [R, E], or [T, E] where a probe looks
         let eps = self.config.layer_norm_epsilon;
         layer_norm(&self.team, &x, &ln_f.weight, &ln_f.bias, eps, &mut normed);
         tap.rows(Stage::LnF, &mut normed, width)?;
-        if rows == Rows::Last && !tap.wants(Stage::Logits) {
-            last(&mut normed); // [1, E]
+        if tap.wants(Stage::LnF) && !tap.wants(Stage::Logits) {
+            normed = select(&normed); // [R, E]
         }
         let head = lm_head.as_ref().unwrap_or(wte);
         let mut logits = Array2::zeros((normed.len() / width, self.config.vocab_size)); // [R, V]
         let values = logits.as_slice_mut().expect("fresh arrays are in standard layout");
-        linear(&self.team, &normed, head, &[], Store, values);
+        linear(&self.team, &normed, head, &[], Then::Store, values);
         tap.see(Stage::Logits, &mut logits)?;
         if tap.wants(Stage::LogitsLast) {
             let mut last: Array1<f32> = logits.row(logits.nrows() - 1).to_owned(); // [V]
@@ -141,8 +166,8 @@ impl Model {
             let row = logits.nrows() - 1;
             logits.row_mut(row).assign(&last);
         }
-        if rows == Rows::Last && logits.nrows() > 1 {
-            logits = logits.select(Axis(0), &[logits.nrows() - 1]); // [1, V]
+        if logits.nrows() > asked.len() {
+            logits = logits.select(Axis(0), &asked); // [R, V]
         }
         Ok(logits)
     }
@@ -152,21 +177,19 @@ impl Model {
         &self,
         layer: usize,
         block: &Block,
-        cache: &mut KvCache,
+        batch: &mut [Sequence<'_>],
         x: &mut [f32],
         room: &mut Room,
         tap: &mut Tap<'_, P>,
     ) -> Result<()> {
         let (team, width, eps) = (&self.team, self.config.n_embd, self.config.layer_norm_epsilon);
         let (heads, head_dim) = (self.config.n_head, self.config.head_dim());
-        let past = cache.len(); // tokens before these
-        let len = past + x.len() / width; // S
         let Room { normed, wide, narrow } = room;
 
         layer_norm(team, x, &block.ln_1.weight, &block.ln_1.bias, eps, normed); // [T, E]
         tap.rows(Stage::Ln1, normed, width)?;
         let qkv = &mut wide[..3 * x.len()]; // [T, 3E]
-        linear(team, normed, &block.attn_c_attn.weight, &block.attn_c_attn.bias, Store, qkv);
+        linear(team, normed, &block.attn_c_attn.weight, &block.attn_c_attn.bias, Then::Store, qkv);
         let shown = [Stage::Q, Stage::K, Stage::V];
         if shown.iter().any(|&stage| tap.wants(stage)) {
             let mut parts = split_heads(qkv, heads, head_dim); // [H, T, D] each
@@ -175,11 +198,25 @@ impl Model {
             }
             join_heads(&parts, qkv);
         }
-        cache.layer_mut(layer).store_rows(past, qkv);
-        tap.see_cache(cache.layer_mut(layer), len)?; // [H, S, D] each
+        for (sequence, rows) in with_rows(batch) {
+            let past = sequence.cache.len();
+            let qkv = &qkv[rows.start * 3 * width..rows.end * 3 * width];
+            sequence.cache.layer_mut(layer).store_rows(team, past, qkv);
+        }
         let scale = self.config.attention_scale(layer); // 1/√D
-        let cache = cache.layer(layer);
-        if tap.wants(Stage::Scores) || tap.wants(Stage::Probs) {
+        if let [Sequence { ids, cache, .. }] = &mut *batch {
+            let len = cache.len() + ids.len(); // S
+            tap.see_cache(cache.layer_mut(layer), len)?; // [H, S, D] each
+        }
+        let spans: Vec<Span<'_>> = with_rows(batch)
+            .map(|(Sequence { cache, .. }, rows)| {
+                let len = cache.len() + rows.len(); // S
+                Span { rows, cache: cache.layer(layer), len }
+            })
+            .collect();
+        if let [Span { cache, len, .. }] = spans[..]
+            && (tap.wants(Stage::Scores) || tap.wants(Stage::Probs))
+        {
             let [q, ..] = split_heads(qkv, heads, head_dim); // [H, T, D]
             let mut attention = scores(team, q.view(), cache, len, scale); // [H, T, S]
             tap.see(Stage::Scores, &mut attention)?;
@@ -187,7 +224,7 @@ impl Model {
             tap.see(Stage::Probs, &mut attention)?;
             merge_heads(context(team, attention.view(), cache).view(), normed); // [T, E]
         } else {
-            attend(team, qkv, cache, len, scale, normed); // [T, E]
+            attend(team, qkv, &spans, scale, normed); // [T, E]
         }
         tap.rows(Stage::Context, normed, width)?;
         self.project(normed, &block.attn_c_proj, Stage::AttnOut, x, narrow, tap)?;
@@ -212,11 +249,11 @@ impl Model {
         let hidden = &mut wide[..tokens * inner]; // [T, I]
         let c_fc = &block.mlp_c_fc;
         if tap.wants(Stage::Fc) {
-            linear(team, normed, &c_fc.weight, &c_fc.bias, Store, hidden);
+            linear(team, normed, &c_fc.weight, &c_fc.bias, Then::Store, hidden);
             tap.rows(Stage::Fc, hidden, inner)?;
             activate(team, hidden, activation);
         } else {
-            linear(team, normed, &c_fc.weight, &c_fc.bias, Activate(activation), hidden);
+            linear(team, normed, &c_fc.weight, &c_fc.bias, Then::Activate(activation), hidden);
         }
         tap.rows(Stage::Act, hidden, inner)?;
         self.project(hidden, &block.mlp_c_proj, Stage::MlpOut, x, narrow, tap)?;
@@ -236,12 +273,25 @@ impl Model {
     ) -> Result<()> {
         let Linear { weight, bias } = c_proj;
         if !tap.wants(stage) {
-            linear(&self.team, input, weight, bias, Add, x);
+            linear(&self.team, input, weight, bias, Then::Add, x);
             return Ok(());
         }
-        linear(&self.team, input, weight, bias, Store, narrow);
+        linear(&self.team, input, weight, bias, Then::Store, narrow);
         tap.rows(stage, narrow, self.config.n_embd)?;
         x.iter_mut().zip(narrow).for_each(|(x, y)| *x += *y);
+        Ok(())
+    }
+
+    fn check_length(&self, sequence: &Sequence<'_>) -> Result<()> {
+        let Sequence { ids, cache, .. } = sequence;
+        let n_positions = self.config.n_positions;
+        if ids.is_empty() {
+            return Err(Error::input("run the model", "there are no tokens; expected one or more"));
+        }
+        if cache.len() + ids.len() > n_positions {
+            let prompt = cache.len() + ids.len();
+            return Err(Error::ContextOverflow { prompt, new: 0, n_positions });
+        }
         Ok(())
     }
 
@@ -256,6 +306,17 @@ impl Model {
             }
         }
     }
+}
+
+/// Each sequence with its rows among those of all.
+fn with_rows<'b, 'a>(
+    batch: &'b mut [Sequence<'a>],
+) -> impl Iterator<Item = (&'b mut Sequence<'a>, Range<usize>)> {
+    batch.iter_mut().scan(0, |end, sequence| {
+        let begin = *end;
+        *end += sequence.ids.len();
+        Some((sequence, begin..*end))
+    })
 }
 
 /// Room for what lies between the operations of a block, the same for all blocks.

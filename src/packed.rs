@@ -76,6 +76,25 @@ pub enum Panel<'a> {
     Int8(&'a [[u32; PANEL]]),
 }
 
+impl<'a> Panel<'a> {
+    /// Some of its rows.
+    pub fn rows(self, rows: std::ops::Range<usize>) -> Panel<'a> {
+        match self {
+            Panel::F32(all) => Panel::F32(&all[rows]),
+            Panel::Bf16(all) => Panel::Bf16(&all[rows]),
+            Panel::Int8(all) => Panel::Int8(&all[rows]),
+        }
+    }
+
+    /// How many rows it has.
+    pub fn height(self) -> usize {
+        match self {
+            Panel::F32(all) => all.len(),
+            Panel::Bf16(all) | Panel::Int8(all) => all.len(),
+        }
+    }
+}
+
 impl Packed {
     /// The matrix that begins at word `begin` of `memory`.
     pub fn at(

@@ -7,20 +7,32 @@
 //! Where somebody wants to see all scores, [`scores`], the softmax and [`context`] do the same in three
 //! steps, with the same bits: both are made of [`score_strip`] and [`context_strip`].
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use ndarray::{Array3, ArrayView3};
 
+use super::linear::{Inputs, accumulate, pairs};
 use super::parallel::{for_each_chunk, for_each_tile};
-use super::simd::{ROWS, dispatched, with_rows};
+use super::simd::ROWS;
 use super::softmax::softmax;
 use crate::kv_cache::{BLOCK, LayerCache};
+use crate::packed::{Format, PANEL, Panel};
 use crate::team::Team;
 
 /// Queries that share one reading of keys or values: a strip.
 const QUERIES: usize = ROWS;
-/// Accumulators a query: one block of keys, or 64 of a head's dimensions.
-const LANES: usize = BLOCK;
 /// Queries of one piece of work.
 const PIECE: usize = 16 * QUERIES;
+
+/// The rows of one sequence among those of a forward pass.
+#[derive(Debug, Clone)]
+pub struct Span<'a> {
+    pub rows: Range<usize>,
+    pub cache: &'a LayerCache,
+    /// Positions of the cache that are filled, these rows' own at the end.
+    pub len: usize,
+}
 
 /// Takes parts of `qkv`, `[T, 3E]`, out as `[H, T, D]`: q, k and v.
 pub fn split_heads(qkv: &[f32], heads: usize, head_dim: usize) -> [Array3<f32>; 3] {
@@ -51,40 +63,35 @@ pub fn merge_heads(x: ArrayView3<'_, f32>, out: &mut [f32]) {
     }
 }
 
-/// Contexts of the T newest tokens: `softmax(q · kᵀ · scale) · v`, over the keys that each query sees.
+/// Contexts of the newest tokens of one or more sequences: `softmax(q · kᵀ · scale) · v`, over the keys that each
+/// query sees.
 ///
-/// - `qkv`: `[T, 3E]`, of which the queries are read; `cache`: its first `len` positions, the T new ones
-///   included
+/// - `qkv`: `[T, 3E]`, of which the queries are read; `spans`: whose they are, all rows in order
 /// - `out`: `[T, E]`
-pub fn attend(
-    team: &Team,
-    qkv: &[f32],
-    cache: &LayerCache,
-    len: usize,
-    scale: f32,
-    out: &mut [f32],
-) {
-    let (heads, head_dim) = (cache.heads(), cache.head_dim());
-    let width = heads * head_dim;
-    let tokens = qkv.len() / (3 * width);
-    assert_eq!(out.len(), tokens * width);
-    let work = 2 * tokens * len * width;
+pub fn attend(team: &Team, qkv: &[f32], spans: &[Span<'_>], scale: f32, out: &mut [f32]) {
+    let Some(Span { cache, .. }) = spans.first() else { return };
+    let head_dim = cache.head_dim();
+    let width = cache.heads() * head_dim;
+    assert_eq!(qkv.len(), 3 * out.len());
+    let work = spans.iter().map(|span| 2 * span.rows.len() * span.len * width).sum();
     for_each_tile(team, out, width, (PIECE, head_dim), work, |mut tile| {
-        let h = tile.columns.start / head_dim;
-        let mut probs = vec![0.0; QUERIES * len]; // [6, S]
-        let mut contexts = vec![0.0; QUERIES * head_dim]; // [6, D]
-        for begin in tile.rows.clone().step_by(QUERIES) {
-            let rows = QUERIES.min(tile.rows.end - begin);
-            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
-            let q = &qkv[begin * 3 * width + h * head_dim..];
-            score_strip(strip, q, 3 * width, cache, scale, &mut probs, len);
-            for (r, row) in probs.chunks_exact_mut(len).take(rows).enumerate() {
-                softmax(&mut row[..strip.visible + r]);
-            }
-            contexts.fill(0.0);
-            context_strip(strip, &probs, len, cache, &mut contexts);
-            for (r, context) in contexts.chunks_exact(head_dim).take(rows).enumerate() {
-                tile.row(begin + r).copy_from_slice(context);
+        let head = tile.columns.start / head_dim;
+        for span in spans {
+            let begin = span.rows.start.max(tile.rows.start);
+            let end = span.rows.end.min(tile.rows.end);
+            let mut probs = vec![0.0; QUERIES * span.len * usize::from(begin < end)]; // [6, S]
+            for first in (begin..end).step_by(QUERIES) {
+                let rows = QUERIES.min(end - first);
+                let visible = span.len - span.rows.end + first + 1;
+                let strip = Strip { cache: span.cache, head, rows, visible };
+                let q = &qkv[first * 3 * width + head * head_dim..];
+                score_strip(strip, q, 3 * width, scale, &mut probs, span.len);
+                for (r, row) in probs.chunks_exact_mut(span.len).take(rows).enumerate() {
+                    softmax(&mut row[..visible + r]);
+                }
+                context_strip(strip, &probs, span.len, |r, first_dim, context| {
+                    tile.row(first + r)[first_dim..][..context.len()].copy_from_slice(context);
+                });
             }
         }
     });
@@ -92,12 +99,12 @@ pub fn attend(
 
 /// `q · kᵀ · scale`; −∞ where a key comes after the query.
 ///
-/// - `q`: `[H, T, D]`; `keys`: the first `len` positions of the cache, the T new ones included
+/// - `q`: `[H, T, D]`; `cache`: of which the first `len` positions are read, the T new ones included
 /// - result: `[H, T, S]`, S = `len`
 pub fn scores(
     team: &Team,
     q: ArrayView3<'_, f32>,
-    keys: &LayerCache,
+    cache: &LayerCache,
     len: usize,
     scale: f32,
 ) -> Array3<f32> {
@@ -106,12 +113,12 @@ pub fn scores(
     let q = q.to_slice().expect("q is in standard layout");
     let work = heads * tokens * len * head_dim;
     let values = out.as_slice_mut().expect("fresh arrays are in standard layout");
-    for_each_chunk(team, values, tokens * len, work, |h, out| {
+    for_each_chunk(team, values, tokens * len, work, |head, out| {
         for begin in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - begin);
-            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
-            let q = &q[(h * tokens + begin) * head_dim..];
-            score_strip(strip, q, head_dim, keys, scale, &mut out[begin * len..], len);
+            let strip = Strip { cache, head, rows, visible: len - tokens + begin + 1 };
+            let q = &q[(head * tokens + begin) * head_dim..];
+            score_strip(strip, q, head_dim, scale, &mut out[begin * len..], len);
         }
     });
     out
@@ -119,21 +126,24 @@ pub fn scores(
 
 /// `probs · v`, over the keys that each query sees.
 ///
-/// - `probs`: `[H, T, S]`; `values`: the first S positions of the cache
+/// - `probs`: `[H, T, S]`; `cache`: of which the first S positions are read
 /// - result: `[H, T, D]`
-pub fn context(team: &Team, probs: ArrayView3<'_, f32>, values: &LayerCache) -> Array3<f32> {
+pub fn context(team: &Team, probs: ArrayView3<'_, f32>, cache: &LayerCache) -> Array3<f32> {
     let (heads, tokens, len) = probs.dim();
-    let head_dim = values.head_dim();
+    let head_dim = cache.head_dim();
     let mut out = Array3::zeros((heads, tokens, head_dim)); // [H, T, D]
     let probs = probs.to_slice().expect("probs are in standard layout");
     let work = heads * tokens * len * head_dim;
     let contexts = out.as_slice_mut().expect("fresh arrays are in standard layout");
-    for_each_chunk(team, contexts, tokens * head_dim, work, |h, out| {
+    for_each_chunk(team, contexts, tokens * head_dim, work, |head, out| {
         for begin in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - begin);
-            let strip = Strip { head: h, rows, visible: len - tokens + begin + 1 };
-            let probs = &probs[(h * tokens + begin) * len..];
-            context_strip(strip, probs, len, values, &mut out[begin * head_dim..]);
+            let strip = Strip { cache, head, rows, visible: len - tokens + begin + 1 };
+            let probs = &probs[(head * tokens + begin) * len..];
+            context_strip(strip, probs, len, |r, first_dim, context| {
+                let row = (begin + r) * head_dim + first_dim;
+                out[row..row + context.len()].copy_from_slice(context);
+            });
         }
     });
     out
@@ -141,142 +151,121 @@ pub fn context(team: &Team, probs: ArrayView3<'_, f32>, values: &LayerCache) -> 
 
 /// One to six neighbouring queries of a head.
 #[derive(Debug, Clone, Copy)]
-struct Strip {
+struct Strip<'a> {
+    cache: &'a LayerCache,
     head: usize,
     rows: usize,
     /// Keys that the first one sees; the next sees one more.
     visible: usize,
 }
 
-/// Each score is summed over D in order, by fused multiply-adds, then scaled.
+impl Strip<'_> {
+    /// Keys that query `r` sees of the block that begins with key `first`.
+    fn seen(self, r: usize, first: usize) -> usize {
+        (self.visible + r).saturating_sub(first).min(BLOCK)
+    }
+
+    /// Blocks that the last one sees.
+    fn blocks(self) -> usize {
+        (self.visible + self.rows - 1).div_ceil(BLOCK)
+    }
+
+    /// The first `width(r)` numbers of each row as keys and values are multiplied by them: as they are, or rounded
+    /// to pairs. With their stride.
+    fn operands<'x>(
+        self,
+        x: &'x [f32],
+        stride: usize,
+        width: impl Fn(usize) -> usize,
+    ) -> (Cow<'x, [u32]>, usize) {
+        if self.cache.format() == Format::F32 {
+            return (Cow::Borrowed(bytemuck::cast_slice(x)), stride);
+        }
+        let words = width(self.rows - 1).div_ceil(2);
+        let mut rounded = vec![0; self.rows * words];
+        for (r, out) in rounded.chunks_exact_mut(words).enumerate() {
+            let width = width(r);
+            pairs(&x[r * stride..][..width], &mut out[..width.div_ceil(2)]);
+        }
+        (Cow::Owned(rounded), words)
+    }
+}
+
+/// Each score is summed over D in order, as a linear layer's output is, then scaled.
 ///
 /// `q`: rows of D, `stride` apart; `out`: rows `out_stride` apart, of which what is visible is written.
 fn score_strip(
-    strip: Strip,
+    strip: Strip<'_>,
     q: &[f32],
     stride: usize,
-    keys: &LayerCache,
     scale: f32,
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let Strip { head, rows, visible } = strip;
-    let head_dim = keys.head_dim();
-    let q = &q[..(rows - 1) * stride + head_dim];
-    for block in 0..(visible + rows - 1).div_ceil(BLOCK) {
-        let mut sums = [[0.0; LANES]; QUERIES];
-        products(q, stride, head_dim, keys.key_block(head, block), BLOCK, &mut sums); // [D, 64]
+    let Strip { cache, head, rows, visible } = strip;
+    let (q, stride) = strip.operands(q, stride, |_| cache.head_dim());
+    for block in 0..strip.blocks() {
+        let mut sums = [[0.0; PANEL]; QUERIES];
+        accumulate(Inputs::new(&q, stride), cache.key_panel(head, block), &mut sums[..rows]);
         let first = block * BLOCK;
         for (r, sums) in sums[..rows].iter().enumerate() {
-            let end = (visible + r).min(first + BLOCK).max(first);
-            for (score, sum) in
-                out[r * out_stride + first..r * out_stride + end].iter_mut().zip(sums)
-            {
-                *score = sum * scale;
+            let out = &mut out[r * out_stride..][..visible + r];
+            match out.get_mut(first..first + BLOCK) {
+                Some(out) => out.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * scale),
+                None => {
+                    let out = out.get_mut(first..).unwrap_or_default();
+                    out.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * scale);
+                }
             }
         }
     }
 }
 
 /// Each element is summed over blocks of 64 positions in order, by fused multiply-adds from 0; the
-/// blocks' sums are added in order to `out`, `[R, D]`.
+/// blocks' sums are added in order.
 ///
-/// `probs`: rows `stride` apart.
-fn context_strip(strip: Strip, probs: &[f32], stride: usize, values: &LayerCache, out: &mut [f32]) {
-    let Strip { head, rows, visible } = strip;
-    let head_dim = values.head_dim();
-    let out = &mut out[..rows * head_dim];
-    let v = values.head_values(head); // [capacity, D]
-    for first in (0..visible + rows - 1).step_by(BLOCK) {
-        let v = &v[first * head_dim..];
-        // What the first query sees of the block, all see; the next sees one more, and so on.
-        let common = visible.saturating_sub(first).min(BLOCK);
-        let seen = |r: usize| (visible + r).saturating_sub(first).min(BLOCK);
-        for lane in (0..head_dim).step_by(LANES) {
-            let width = LANES.min(head_dim - lane);
-            let v = |from: usize, to: usize| {
-                &v[from * head_dim + lane..(to - 1) * head_dim + lane + width]
+/// `probs`: rows `stride` apart; `store(r, d, context)` gets dimensions from `d` on of query `r`'s context.
+fn context_strip(
+    strip: Strip<'_>,
+    probs: &[f32],
+    stride: usize,
+    mut store: impl FnMut(usize, usize, &[f32]),
+) {
+    let Strip { cache, head, rows, visible } = strip;
+    let (probs, stride) = strip.operands(probs, stride, |r| visible + r);
+    let share = if cache.format() == Format::F32 { 1 } else { 2 };
+    for part in 0..cache.head_dim().div_ceil(PANEL) {
+        let mut contexts = [[0.0; PANEL]; QUERIES];
+        for block in 0..strip.blocks() {
+            let first = block * BLOCK;
+            let values = cache.value_panel(head, part, block);
+            let probs = |r: usize, from: usize| {
+                Inputs::new(&probs[r * stride + first / share + from..], stride)
             };
-            let mut sums = [[0.0; LANES]; QUERIES];
-            if common > 0 {
-                let probs = &probs[first..(rows - 1) * stride + first + common];
-                products(probs, stride, common, v(0, common), head_dim, &mut sums);
-            }
-            for r in 1..rows {
-                if seen(r) > common {
-                    let probs = &probs[r * stride + first..][common..seen(r)];
-                    let more = &mut sums[r..r + 1];
-                    products(probs, stride, probs.len(), v(common, seen(r)), head_dim, more);
+            let mut sums = [[0.0; PANEL]; QUERIES];
+            // What the first query sees of the block, all see; the next sees one more, and so on.
+            let common = strip.seen(0, first) / share;
+            accumulate(probs(0, 0), values.rows(0..common), &mut sums[..rows]);
+            for r in 0..rows {
+                let sums = &mut sums[r..=r];
+                let seen = strip.seen(r, first);
+                if seen / share > common {
+                    let more = common..seen / share;
+                    accumulate(probs(r, common), values.rows(more), sums);
+                }
+                if let (Panel::Bf16(values), 1) = (values, seen % share) {
+                    // Of the last pair the second position isn't seen: whatever stands there, 0 is multiplied.
+                    let even = [values[seen / 2].map(|pair| pair & 0xffff)];
+                    accumulate(probs(r, seen / 2), Panel::Bf16(&even), sums);
                 }
             }
-            for (r, (out, sums)) in out.chunks_exact_mut(head_dim).zip(&sums).enumerate() {
-                if seen(r) > 0 {
-                    for (y, sum) in out[lane..][..width].iter_mut().zip(sums) {
-                        *y += sum;
-                    }
-                }
+            for (context, sums) in contexts[..rows].iter_mut().zip(&sums) {
+                context.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
             }
         }
-    }
-}
-
-dispatched! {
-    /// Adds `x[r, k] · w[k, l]` to `sums[r][l]`, k in order, for up to six rows and 64 columns.
-    ///
-    /// `x`: rows of `depth` numbers, `x_stride` apart; `w`: rows `w_stride` apart, of which the last
-    /// may be shorter than 64: what it lacks is let be.
-    fn products(x: &[f32], x_stride: usize, depth: usize, w: &[f32], w_stride: usize, sums: &mut [[f32; LANES]]) {
-        let rows = (x.len() - depth) / x_stride + 1;
-        let width = w.len() - (depth - 1) * w_stride;
-        if width < LANES {
-            narrow(x, x_stride, rows, depth, w, w_stride, width, sums);
-        } else {
-            with_rows!(rows, R => wide::<R>(x, x_stride, depth, w, w_stride, sums));
-        }
-    }
-}
-
-#[inline(always)]
-fn wide<const R: usize>(
-    x: &[f32],
-    x_stride: usize,
-    depth: usize,
-    w: &[f32],
-    w_stride: usize,
-    out: &mut [[f32; LANES]],
-) {
-    // A copy, which stays in registers.
-    let mut sums: [[f32; LANES]; R] = std::array::from_fn(|r| out[r]);
-    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * x_stride..][..depth]);
-    for k in 0..depth {
-        let w: &[f32; LANES] = w[k * w_stride..][..LANES].try_into().expect("64 columns");
-        for r in 0..R {
-            for lane in 0..LANES {
-                sums[r][lane] = x[r][k].mul_add(w[lane], sums[r][lane]);
-            }
-        }
-    }
-    out[..R].copy_from_slice(&sums);
-}
-
-/// The same for heads that are not a multiple of 64 wide.
-#[inline(always)]
-fn narrow(
-    x: &[f32],
-    x_stride: usize,
-    rows: usize,
-    depth: usize,
-    w: &[f32],
-    w_stride: usize,
-    width: usize,
-    sums: &mut [[f32; LANES]],
-) {
-    for (r, sums) in sums[..rows].iter_mut().enumerate() {
-        for k in 0..depth {
-            let x = x[r * x_stride + k];
-            for (sum, &w) in sums[..width].iter_mut().zip(&w[k * w_stride..][..width]) {
-                *sum = x.mul_add(w, *sum);
-            }
+        let dims = PANEL.min(cache.head_dim() - part * PANEL);
+        for (r, context) in contexts[..rows].iter().enumerate() {
+            store(r, part * PANEL, &context[..dims]);
         }
     }
 }
@@ -321,24 +310,37 @@ mod tests {
         let mut merged = vec![0.0; q.len()];
         merge_heads(contexts.view(), &mut merged);
         let mut at_once = vec![f32::NAN; q.len()];
-        attend(&team, &in_rows(q), cache, len, 0.125, &mut at_once);
+        let tokens = q.dim().1;
+        let spans = [Span { rows: 0..tokens, cache, len }];
+        attend(&team, &in_rows(q), &spans, 0.125, &mut at_once);
         let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert!(bits(&at_once) == bits(&merged), "{:?} of {len}", q.dim());
         (scores, contexts)
     }
 
+    /// A cache with these keys and values.
+    fn filled(k: &Array3<f32>, v: &Array3<f32>, format: Format) -> KvCache {
+        let mut cache = KvCache::new(&config(k.dim().0, k.dim().2), format);
+        cache.layer_mut(0).store(0, k.view(), v.view());
+        cache
+    }
+
     /// Attention of `tokens` new tokens after `past` cached ones, and the same by plain loops in f64.
-    fn compare(heads: usize, head_dim: usize, past: usize, tokens: usize) {
+    fn compare(heads: usize, head_dim: usize, past: usize, tokens: usize, format: Format) {
         let len = past + tokens;
         let (k, v) = (wave(heads, len, head_dim, 1), wave(heads, len, head_dim, 2));
         let q = wave(heads, tokens, head_dim, 3);
-        let mut cache = KvCache::new(&config(heads, head_dim));
-        cache.layer_mut(0).store(0, k.view(), v.view());
+        let cache = filled(&k, &v, format);
         let (scores, out) = same_at_every_level(|| attention(q.view(), cache.layer(0), len));
+        // What is multiplied, and how far rounding probabilities may take a context of values of 1 or less.
+        let (number, rounding): (fn(f32) -> f64, f64) = match format {
+            Format::F32 => (f64::from, 0.0),
+            _ => (|x| half::bf16::from_f32(x).to_f64(), 1.0 / 256.0),
+        };
         for h in 0..heads {
             for t in 0..tokens {
                 let dot = |s: usize| {
-                    (0..head_dim).map(|d| q[[h, t, d]] as f64 * k[[h, s, d]] as f64).sum::<f64>()
+                    (0..head_dim).map(|d| number(q[[h, t, d]]) * number(k[[h, s, d]])).sum::<f64>()
                 };
                 let want: Vec<f64> = (0..=past + t).map(|s| dot(s) * 0.125).collect();
                 let total: f64 = want.iter().map(|x| x.exp()).sum();
@@ -353,12 +355,15 @@ mod tests {
                 }
                 for d in 0..head_dim {
                     let want: f64 =
-                        (0..=past + t).map(|s| want[s].exp() / total * v[[h, s, d]] as f64).sum();
-                    assert!((out[[h, t, d]] as f64 - want).abs() < 1e-5, "context {h} {t} {d}");
+                        (0..=past + t).map(|s| want[s].exp() / total * number(v[[h, s, d]])).sum();
+                    let off = (out[[h, t, d]] as f64 - want).abs();
+                    assert!(off < 1e-5 + rounding, "context {h} {t} {d}");
                 }
             }
         }
     }
+
+    const FORMATS: [Format; 2] = [Format::F32, Format::Bf16];
 
     #[test]
     fn agrees_with_float64_at_edge_shapes() {
@@ -369,9 +374,10 @@ mod tests {
             (2, 64, 63, 1),
             (2, 64, 64, 5),
             (1, 80, 60, 9),
+            (1, 33, 61, 8),
             (2, 128, 0, 65),
         ] {
-            compare(heads, head_dim, past, tokens);
+            FORMATS.into_iter().for_each(|f| compare(heads, head_dim, past, tokens, f));
         }
     }
 
@@ -383,31 +389,33 @@ mod tests {
             wave(heads, len, head_dim, 1),
             wave(heads, len, head_dim, 2),
         );
-        let mut cache = KvCache::new(&config(heads, head_dim));
-        cache.layer_mut(0).store(0, k.view(), v.view());
-        let run = |q: ArrayView3<'_, f32>, len: usize| attention(q, cache.layer(0), len).1;
-        let whole = run(q.view(), len);
-        for t in 0..len {
-            let one = q.slice(s![.., t..t + 1, ..]).as_standard_layout().into_owned();
-            assert!(
-                run(one.view(), t + 1).index_axis(Axis(1), 0) == whole.index_axis(Axis(1), t),
-                "token {t}"
-            );
+        for format in FORMATS {
+            let cache = filled(&k, &v, format);
+            let run = |q: ArrayView3<'_, f32>, len: usize| attention(q, cache.layer(0), len).1;
+            let whole = run(q.view(), len);
+            for t in 0..len {
+                let one = q.slice(s![.., t..t + 1, ..]).as_standard_layout().into_owned();
+                assert!(
+                    run(one.view(), t + 1).index_axis(Axis(1), 0) == whole.index_axis(Axis(1), t),
+                    "{format:?}: token {t}"
+                );
+            }
         }
     }
 
     #[test]
     fn what_stands_in_masked_positions_does_not_matter() {
         let (k, v, q) = (wave(1, 70, 64, 1), wave(1, 70, 64, 2), wave(1, 70, 64, 3));
-        let run = |poison: f32| {
-            let (mut k, mut v) = (k.clone(), v.clone());
-            k.slice_mut(s![.., 66.., ..]).fill(poison);
-            v.slice_mut(s![.., 66.., ..]).fill(poison);
-            let mut cache = KvCache::new(&config(1, 64));
-            cache.layer_mut(0).store(0, k.view(), v.view());
-            attention(q.view(), cache.layer(0), 70).1.slice(s![.., ..66, ..]).to_owned()
-        };
-        assert!(run(0.0) == run(f32::NAN));
+        for (format, first) in FORMATS.into_iter().flat_map(|f| [(f, 66), (f, 67)]) {
+            let run = |poison: f32| {
+                let (mut k, mut v) = (k.clone(), v.clone());
+                k.slice_mut(s![.., first.., ..]).fill(poison);
+                v.slice_mut(s![.., first.., ..]).fill(poison);
+                let cache = filled(&k, &v, format);
+                attention(q.view(), cache.layer(0), 70).1.slice(s![.., ..first, ..]).to_owned()
+            };
+            assert!(run(0.0) == run(f32::NAN), "{format:?} from {first} on");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the forward pass promises bit for bit, on small random models.
 
-use llorch_cpud::model::Rows;
+use llorch_cpud::model::{Model, Rows, Sequence};
 use llorch_cpud::ops::simd::{self, Level};
 use llorch_cpud::packed::Format;
 use llorch_cpud::probe::{Injector, NoProbe, Recorder};
@@ -13,6 +13,8 @@ use crate::support::{Captured, TinyModel, bits, capture, point, prompt};
 fn models() -> [TinyModel; 2] {
     [TinyModel::new(4, 96), TinyModel::new(2, 128)]
 }
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
 
 fn assert_same(a: &Captured, b: &Captured, what: &str) {
     assert!(a.keys().eq(b.keys()), "{what}: other points");
@@ -34,55 +36,126 @@ fn token_row(tensor: &Tensor, at: Point, t: usize) -> Vec<u64> {
 #[test]
 fn prefill_equals_token_by_token_and_any_pieces() {
     for tiny in models() {
-        let model = tiny.load(2);
-        let ids = prompt(75);
-        let (whole, _) = capture(&model, &ids, &[], Injector::default());
-        for pieces in [vec![1; 75], vec![2, 3, 8, 62], vec![70, 5]] {
-            let mut cache = model.new_cache();
-            let mut begin = 0;
-            for piece in pieces {
-                let mut seen = Captured::new();
-                let mut recorder = Recorder::new(PointSet::all(), |step, at, tensor| {
-                    seen.insert((step, at), tensor);
-                    Ok(())
-                });
-                model
-                    .forward(&ids[begin..begin + piece], &mut cache, Rows::Last, &mut recorder)
-                    .unwrap();
-                for ((_, at), tensor) in &seen {
-                    if matches!(at.stage, Stage::CacheK | Stage::CacheV | Stage::LogitsLast) {
-                        continue; // of another shape; cache rows are k and v, tested below
-                    }
-                    for t in 0..piece {
-                        let (mut got, mut want) = (
-                            token_row(tensor, *at, t),
-                            token_row(&whole[&(0, *at)], *at, begin + t),
-                        );
-                        if matches!(at.stage, Stage::Scores | Stage::Probs) {
-                            // The whole has later, masked keys.
-                            let keep = |rows: Vec<u64>, keys: usize| -> Vec<u64> {
-                                rows.chunks(keys)
-                                    .flat_map(|row| row[..=begin + t].to_vec())
-                                    .collect()
-                            };
-                            got = keep(got, begin + piece);
-                            want = keep(want, 75);
-                        }
-                        assert!(got == want, "{at}, token {} in a piece of {piece}", begin + t);
-                    }
-                }
-                begin += piece;
-            }
-            for layer in 0..2 {
-                let held = cache.layer(layer).keys(75);
-                let want = &whole[&(0, Point::of_layer(Stage::CacheK, layer))];
-                assert!(
-                    held.iter().map(|&x| f64::from(x).to_bits()).eq(bits(want)),
-                    "keys of layer {layer}"
-                );
-            }
+        for format in FORMATS {
+            pieces_equal_the_whole(&tiny.load_as(format, 2));
         }
     }
+}
+
+fn pieces_equal_the_whole(model: &Model) {
+    let ids = prompt(75);
+    let (whole, _) = capture(model, &ids, &[], Injector::default());
+    for pieces in [vec![1; 75], vec![2, 3, 8, 62], vec![70, 5]] {
+        let mut cache = model.new_cache();
+        let mut begin = 0;
+        for piece in pieces {
+            let mut seen = Captured::new();
+            let mut recorder = Recorder::new(PointSet::all(), |step, at, tensor| {
+                seen.insert((step, at), tensor);
+                Ok(())
+            });
+            model
+                .forward(&ids[begin..begin + piece], &mut cache, Rows::Last, &mut recorder)
+                .unwrap();
+            for ((_, at), tensor) in &seen {
+                if matches!(at.stage, Stage::CacheK | Stage::CacheV | Stage::LogitsLast) {
+                    continue; // of another shape; cache rows are k and v, tested below
+                }
+                for t in 0..piece {
+                    let (mut got, mut want) =
+                        (token_row(tensor, *at, t), token_row(&whole[&(0, *at)], *at, begin + t));
+                    if matches!(at.stage, Stage::Scores | Stage::Probs) {
+                        // The whole has later, masked keys.
+                        let keep = |rows: Vec<u64>, keys: usize| -> Vec<u64> {
+                            rows.chunks(keys).flat_map(|row| row[..=begin + t].to_vec()).collect()
+                        };
+                        got = keep(got, begin + piece);
+                        want = keep(want, 75);
+                    }
+                    assert!(got == want, "{at}, token {} in a piece of {piece}", begin + t);
+                }
+            }
+            begin += piece;
+        }
+        for layer in 0..2 {
+            let held = cache.layer(layer).keys(75);
+            let want = &whole[&(0, Point::of_layer(Stage::CacheK, layer))];
+            assert!(
+                held.iter().map(|&x| f64::from(x).to_bits()).eq(bits(want)),
+                "keys of layer {layer}"
+            );
+        }
+    }
+}
+
+/// Prompts and single tokens, short and long, in one pass and each by itself.
+#[test]
+fn a_batch_gives_each_sequence_the_bits_it_has_alone() {
+    for tiny in models() {
+        for format in FORMATS {
+            let model = tiny.load_as(format, 2);
+            // Tokens held before, new ones, and whose logits are wanted.
+            let turns = [
+                (0, 75, Rows::Last),
+                (70, 1, Rows::Last),
+                (0, 2, Rows::All),
+                (5, 1, Rows::All),
+                (33, 9, Rows::All),
+                (64, 1, Rows::Last),
+                (0, 1, Rows::Last),
+                (11, 1, Rows::Last),
+            ];
+            let ids = |i: usize, n: usize| prompt(n + i).split_off(i);
+            let prepared = || {
+                turns.iter().enumerate().map(|(i, &(past, _, _))| {
+                    let mut cache = model.new_cache();
+                    if past > 0 {
+                        let past = &ids(i, past);
+                        model.forward(past, &mut cache, Rows::Last, &mut NoProbe).unwrap();
+                    }
+                    cache
+                })
+            };
+            let new: Vec<Vec<u32>> =
+                turns.iter().enumerate().map(|(i, turn)| ids(i + 100, turn.1)).collect();
+            let mut caches: Vec<_> = prepared().collect();
+            let mut batch: Vec<Sequence<'_>> = caches
+                .iter_mut()
+                .zip(&new)
+                .zip(turns)
+                .map(|((cache, ids), (_, _, rows))| Sequence { ids, cache, rows })
+                .collect();
+            let together = model.forward_batch(&mut batch).unwrap();
+            let mut row = 0;
+            for (i, mut cache) in prepared().enumerate() {
+                let alone = model.forward(&new[i], &mut cache, turns[i].2, &mut NoProbe).unwrap();
+                let own = together.slice(ndarray::s![row..row + alone.nrows(), ..]);
+                assert!(alone == own, "{format:?}: sequence {i}");
+                row += alone.nrows();
+                assert_eq!(cache.len(), caches[i].len());
+                let len = cache.len();
+                assert!(cache.layer(1).keys(len) == caches[i].layer(1).keys(len));
+                assert!(cache.layer(1).values(len) == caches[i].layer(1).values(len));
+            }
+            assert_eq!(row, together.nrows());
+        }
+    }
+}
+
+#[test]
+fn a_batch_with_a_bad_sequence_changes_no_cache() {
+    let model = models()[0].load(1);
+    let (mut good, mut bad) = (model.new_cache(), model.new_cache());
+    let too_long = vec![1; model.config().n_positions + 1];
+    for ids in [&[][..], &[300], &too_long] {
+        let mut batch = [
+            Sequence { ids: &[1, 2], cache: &mut good, rows: Rows::Last },
+            Sequence { ids, cache: &mut bad, rows: Rows::Last },
+        ];
+        assert!(model.forward_batch(&mut batch).is_err());
+        assert_eq!((good.len(), bad.len()), (0, 0));
+    }
+    assert_eq!(model.forward_batch(&mut []).unwrap().dim(), (0, 300));
 }
 
 #[test]

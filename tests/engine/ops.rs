@@ -3,10 +3,10 @@
 use llorch_cpud::Config;
 use llorch_cpud::kv_cache::KvCache;
 use llorch_cpud::ops::activation::gelu_tanh;
-use llorch_cpud::ops::attention::{attend, context, merge_heads, scores, split_heads};
+use llorch_cpud::ops::attention::{Span, attend, context, merge_heads, scores, split_heads};
 use llorch_cpud::ops::embedding::embed;
 use llorch_cpud::ops::layer_norm::layer_norm;
-use llorch_cpud::ops::linear::{Store, linear};
+use llorch_cpud::ops::linear::{Then, linear};
 use llorch_cpud::ops::softmax::{causal_softmax, softmax};
 use llorch_cpud::packed::{Format, Layout, Packed};
 use llorch_cpud::sampler::{Sampler, Sampling};
@@ -41,7 +41,7 @@ fn team() -> Team {
 fn product(x: &Array2<f32>, weight: &Array2<f32>, layout: Layout, bias: &[f32]) -> Array2<f32> {
     let weight = Packed::from_matrix(weight.view(), layout, Format::F32);
     let mut out = Array2::zeros((x.nrows(), weight.outputs()));
-    linear(&team(), x.as_slice().unwrap(), &weight, bias, Store, out.as_slice_mut().unwrap());
+    linear(&team(), x.as_slice().unwrap(), &weight, bias, Then::Store, out.as_slice_mut().unwrap());
     out
 }
 
@@ -150,7 +150,7 @@ fn attention_follows_hugging_faces_module_over_three_calls_on_one_cache() {
         (matrix("attention/c_attn.weight"), values("attention/c_attn.bias"));
     let (c_proj, c_proj_bias) =
         (matrix("attention/c_proj.weight"), values("attention/c_proj.bias"));
-    let (mut cache, team) = (KvCache::new(&config), team());
+    let (mut cache, team) = (KvCache::new(&config, Format::F32), team());
     let mut past = 0;
     for call in 0..3 {
         let x = matrix(&format!("attention/{call}/x"));
@@ -166,7 +166,7 @@ fn attention_follows_hugging_faces_module_over_three_calls_on_one_cache() {
         check(q.as_slice().unwrap(), "q");
         check(k.as_slice().unwrap(), "k");
         check(v.as_slice().unwrap(), "v");
-        cache.layer_mut(0).store_rows(past, qkv);
+        cache.layer_mut(0).store_rows(&team, past, qkv);
         check(cache.layer(0).keys(len).as_slice().unwrap(), "cache.k");
         check(cache.layer(0).values(len).as_slice().unwrap(), "cache.v");
         let scale = config.attention_scale(0);
@@ -178,7 +178,8 @@ fn attention_follows_hugging_faces_module_over_three_calls_on_one_cache() {
         merge_heads(contexts.view(), merged.as_slice_mut().unwrap());
         check(merged.as_slice().unwrap(), "context");
         let mut at_once = vec![0.0; merged.len()];
-        attend(&team, qkv, cache.layer(0), len, scale, &mut at_once);
+        let spans = [Span { rows: 0..x.nrows(), cache: cache.layer(0), len }];
+        attend(&team, qkv, &spans, scale, &mut at_once);
         assert_eq!(at_once, merged.as_slice().unwrap());
         let out = product(&merged, &c_proj, Layout::InputsByOutputs, &c_proj_bias);
         check(out.as_slice().unwrap(), "out");

@@ -98,9 +98,13 @@ impl TinyModel {
 
     /// Writes and loads it on `threads` threads; the folder goes, the mapped file stays.
     pub fn load(&self, threads: usize) -> Model {
+        self.load_as(Format::F32, threads)
+    }
+
+    pub fn load_as(&self, format: Format, threads: usize) -> Model {
         let dir = tempfile::tempdir().unwrap();
         self.write(dir.path());
-        Model::load(dir.path(), Format::F32, threads).unwrap()
+        Model::load(dir.path(), format, threads).unwrap()
     }
 
     /// What loading it says.

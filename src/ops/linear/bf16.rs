@@ -4,12 +4,9 @@
 //! that of the even one, each by a fused multiply-add; so does the portable form, and the two agree bit for bit (on
 //! AMD Zen 4, on two million random triples), but for numbers below 1.2e-38, which the instruction takes for 0.
 
-use super::{CHUNK, add_chunk};
+use super::Inputs;
 use crate::ops::simd::{self, Level, dispatched, with_rows};
 use crate::packed::PANEL;
-
-/// Pairs in a chunk of inputs.
-const PAIRS: usize = CHUNK / 2;
 
 /// The nearest bf16, ties to even; NaN stays NaN. By hand: `half` tells NaN apart by a branch, which no vector
 /// instruction does.
@@ -45,11 +42,11 @@ dispatched! {
     }
 }
 
-/// `sums[r] = x[r] · panel`: one to six rows, `[⌈K/2⌉, R]`, all 64 outputs.
-pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+/// Adds `x[r] · panel` to `sums[r]`, pair by pair: one to six rows of pairs, all 64 outputs.
+pub(super) fn accumulate(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
     if simd::level() == Level::Avx512 && native::available() {
-        return native::products(x, panel, sums);
+        return native::accumulate(x, panel, sums);
     }
     match (simd::level(), sums.len()) {
         (Level::Avx512, _) => wide(x, panel, sums),
@@ -58,43 +55,46 @@ pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
 }
 
 dispatched! {
-    fn wide(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+    fn wide(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         rows::<PANEL>(x, panel, sums);
     }
 }
 
 dispatched! {
-    fn narrow(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+    fn narrow(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         rows::<16>(x, panel, sums);
     }
 }
 
 #[inline(always)]
-fn rows<const W: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+fn rows<const W: usize>(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
     with_rows!(sums.len(), R => tiles::<R, W>(x, panel, sums));
 }
 
 #[inline(always)]
 fn tiles<const R: usize, const W: usize>(
-    x: &[u32],
+    x: Inputs<'_>,
     panel: &[[u32; PANEL]],
     sums: &mut [[f32; PANEL]],
 ) {
-    let (x, _) = x.as_chunks::<R>(); // [⌈K/2⌉, R]
-    for (x, panel) in x.chunks(PAIRS).zip(panel.chunks(PAIRS)) {
-        for lane in (0..PANEL).step_by(W) {
-            let mut chunk = [[0.0f32; W]; R];
-            for (x, w) in x.iter().zip(panel) {
-                let w: &[u32; W] = w[lane..lane + W].try_into().expect("W of 64");
-                for r in 0..R {
-                    let (even, odd) = halves(x[r]);
-                    for l in 0..W {
-                        let (w_even, w_odd) = halves(w[l]);
-                        chunk[r][l] = even.mul_add(w_even, odd.mul_add(w_odd, chunk[r][l]));
-                    }
+    let x = x.take::<R>(panel.len());
+    for lane in (0..PANEL).step_by(W) {
+        let mut own = [[0.0; W]; R];
+        for r in 0..R {
+            own[r].copy_from_slice(&sums[r][lane..lane + W]);
+        }
+        for (k, w) in panel.iter().enumerate() {
+            let w: &[u32; W] = w[lane..lane + W].try_into().expect("W of 64");
+            for r in 0..R {
+                let (even, odd) = halves(x[r][k]);
+                for l in 0..W {
+                    let (w_even, w_odd) = halves(w[l]);
+                    own[r][l] = even.mul_add(w_even, odd.mul_add(w_odd, own[r][l]));
                 }
             }
-            add_chunk(sums, lane, &chunk);
+        }
+        for r in 0..R {
+            sums[r][lane..lane + W].copy_from_slice(&own[r]);
         }
     }
 }
@@ -132,46 +132,73 @@ mod native {
     //! The same by `vdpbf16ps`, which the compiler does not find by itself.
 
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::super::registers;
-    use super::{PAIRS, PANEL, with_rows};
+    use super::super::{Inputs, registers};
+    use super::{PANEL, with_rows};
+
+    /// Pairs between two looks at where the rows end.
+    const STEP: usize = 8;
 
     pub fn available() -> bool {
         is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
     }
 
-    pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+    pub fn accumulate(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         assert!(available());
         // SAFETY: the CPU has both instruction sets.
         unsafe { with_rows!(sums.len(), R => tiles::<R>(x, panel, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn tiles<const R: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
-        let (x, _) = x.as_chunks::<R>(); // [⌈K/2⌉, R]
-        for (x, panel) in x.chunks(PAIRS).zip(panel.chunks(PAIRS)) {
-            let mut chunk = [[_mm512_setzero_ps(); 4]; R];
-            for (x, w) in x.iter().zip(panel) {
-                let w = registers(w);
-                for r in 0..R {
-                    let x = as_pairs(_mm512_set1_epi32(x[r].cast_signed()));
-                    for q in 0..4 {
-                        chunk[r][q] = _mm512_dpbf16_ps(chunk[r][q], x, as_pairs(w[q]));
-                    }
-                }
-            }
-            for (sums, chunk) in sums.iter_mut().zip(chunk) {
-                let mut values = [0.0; PANEL];
-                for (q, chunk) in chunk.into_iter().enumerate() {
-                    let to = &mut values[q * 16..q * 16 + 16];
-                    // SAFETY: `to` has room for 16 floats.
-                    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), chunk) };
-                }
-                sums.iter_mut().zip(values).for_each(|(y, sum)| *y += sum);
+    fn tiles<const R: usize>(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+        let x = x.take::<R>(panel.len());
+        let mut own = [[_mm512_setzero_ps(); 4]; R];
+        for r in 0..R {
+            for q in 0..4 {
+                own[r][q] = floats(&sums[r].as_chunks().0[q]);
             }
         }
+        // Not a function: the sums would have to leave their registers for it.
+        macro_rules! add {
+            ($w:expr, $r:ident => $x:expr) => {
+                let w = registers($w);
+                for $r in 0..R {
+                    let x = as_pairs(_mm512_set1_epi32($x.cast_signed()));
+                    for q in 0..4 {
+                        own[$r][q] = _mm512_dpbf16_ps(own[$r][q], x, as_pairs(w[q]));
+                    }
+                }
+            };
+        }
+        let (steps, rest) = panel.as_chunks::<STEP>();
+        for (s, step) in steps.iter().enumerate() {
+            let mut words = [&[0; STEP]; R];
+            for r in 0..R {
+                words[r] = &x[r].as_chunks().0[s];
+            }
+            for k in 0..STEP {
+                add!(&step[k], r => words[r][k]);
+            }
+        }
+        for (k, w) in rest.iter().enumerate() {
+            add!(w, r => x[r][steps.len() * STEP + k]);
+        }
+        for (sums, own) in sums.iter_mut().zip(own) {
+            for (sums, own) in sums.as_chunks_mut::<16>().0.iter_mut().zip(own) {
+                // SAFETY: there is room for 16 floats.
+                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), own) };
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn floats(floats: &[f32; 16]) -> __m512 {
+        // SAFETY: there are 16 floats.
+        unsafe { _mm512_loadu_ps(floats.as_ptr()) }
     }
 
     #[inline]

@@ -8,6 +8,7 @@
 //! The CPU's instruction for it (`vpdpbusd`) multiplies bytes without a sign by bytes with one, four at a time: weights
 //! are kept with 128 added, and a group's sum begins at −128 · Σ inputs.
 
+use super::Inputs;
 use crate::ops::simd::{self, Level, dispatched, with_rows};
 use crate::packed::PANEL;
 
@@ -104,35 +105,45 @@ dispatched! {
     }
 }
 
-/// `sums[r] = x[r] · panel`: one to six rows, `[⌈K/64⌉ · 18, R]`, all 64 outputs.
-pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+/// Adds `x[r] · panel` to `sums[r]`, group by group: one to six rows of ⌈K/64⌉ · 18 words, all 64 outputs.
+pub(super) fn accumulate(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
     #[cfg(target_arch = "x86_64")]
     if simd::level() == Level::Avx512 && native::available() {
-        return native::products(x, panel, sums);
+        return native::accumulate(x, panel, sums);
     }
     portable(x, panel, sums);
 }
 
+/// As many groups of each row as the panel has.
+#[inline(always)]
+fn groups<'a, const R: usize>(
+    x: Inputs<'a>,
+    panel: &[[u32; PANEL]],
+) -> [&'a [[u32; INPUT_WORDS]]; R] {
+    x.take::<R>(panel.len() / PANEL_ROWS * INPUT_WORDS).map(|row| row.as_chunks().0)
+}
+
 dispatched! {
-    fn portable(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+    fn portable(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         with_rows!(sums.len(), R => tiles::<R>(x, panel, sums));
     }
 }
 
 #[inline(always)]
-fn tiles<const R: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+fn tiles<const R: usize>(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
     const W: usize = 16;
-    let (x, _) = x.as_chunks::<R>();
-    for (x, panel) in x.chunks_exact(INPUT_WORDS).zip(panel.chunks_exact(PANEL_ROWS)) {
+    let x = groups::<R>(x, panel);
+    for (g, panel) in panel.as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
+        let x = x.map(|row| &row[g]);
         for lane in (0..PANEL).step_by(W) {
             let mut group = [[0i32; W]; R];
             for r in 0..R {
-                group[r] = [x[1][r].cast_signed(); W];
+                group[r] = [x[r][1].cast_signed(); W];
             }
-            for (x, w) in x[2..].iter().zip(&panel[1..]) {
+            for (k, w) in panel[1..].iter().enumerate() {
                 let w: &[u32; W] = w[lane..lane + W].try_into().expect("W of 64");
                 for r in 0..R {
-                    let x = x[r].to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+                    let x = x[r][2 + k].to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
                     for l in 0..W {
                         let w = w[l].to_le_bytes().map(i32::from);
                         group[r][l] += w[0] * x[0] + w[1] * x[1] + (w[2] * x[2] + w[3] * x[3]);
@@ -140,7 +151,7 @@ fn tiles<const R: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PA
                 }
             }
             for r in 0..R {
-                let scale = f32::from_bits(x[0][r]);
+                let scale = f32::from_bits(x[r][0]);
                 for l in 0..W {
                     let scale = scale * f32::from_bits(panel[0][lane + l]);
                     let sum = &mut sums[r][lane + l];
@@ -160,31 +171,32 @@ mod native {
         _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
-    use super::super::registers;
-    use super::{INPUT_WORDS, PANEL, PANEL_ROWS, with_rows};
+    use super::super::{Inputs, registers};
+    use super::{PANEL, PANEL_ROWS, groups, with_rows};
 
     pub fn available() -> bool {
         is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f")
     }
 
-    pub fn products(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+    pub fn accumulate(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
         assert!(available());
         // SAFETY: the CPU has both instruction sets.
         unsafe { with_rows!(sums.len(), R => tiles::<R>(x, panel, sums)) }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
-    fn tiles<const R: usize>(x: &[u32], panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
-        let (x, _) = x.as_chunks::<R>();
-        for (x, panel) in x.chunks_exact(INPUT_WORDS).zip(panel.chunks_exact(PANEL_ROWS)) {
+    fn tiles<const R: usize>(x: Inputs<'_>, panel: &[[u32; PANEL]], sums: &mut [[f32; PANEL]]) {
+        let x = groups::<R>(x, panel);
+        for (g, panel) in panel.as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
+            let x = x.map(|row| &row[g]);
             let mut group = [[_mm512_set1_epi32(0); 4]; R];
             for r in 0..R {
-                group[r] = [_mm512_set1_epi32(x[1][r].cast_signed()); 4];
+                group[r] = [_mm512_set1_epi32(x[r][1].cast_signed()); 4];
             }
-            for (x, w) in x[2..].iter().zip(&panel[1..]) {
+            for (k, w) in panel[1..].iter().enumerate() {
                 let w = registers(w);
                 for r in 0..R {
-                    let x = _mm512_set1_epi32(x[r].cast_signed());
+                    let x = _mm512_set1_epi32(x[r][2 + k].cast_signed());
                     for q in 0..4 {
                         group[r][q] = _mm512_dpbusd_epi32(group[r][q], w[q], x);
                     }
@@ -192,7 +204,7 @@ mod native {
             }
             let (scales, _) = panel[0].as_chunks::<16>();
             for r in 0..R {
-                let scale = _mm512_set1_ps(f32::from_bits(x[0][r]));
+                let scale = _mm512_set1_ps(f32::from_bits(x[r][0]));
                 let (sums, _) = sums[r].as_chunks_mut::<16>();
                 for q in 0..4 {
                     let scale = _mm512_mul_ps(scale, floats(&scales[q].map(f32::from_bits)));

@@ -14,124 +14,175 @@ pub mod int8;
 
 use std::borrow::Cow;
 
+use super::activation::{self, Activation};
 use super::parallel::{Tile, for_each_chunk, for_each_tile};
-use super::simd::ROWS;
+use super::simd::{ROWS, dispatched};
 use crate::packed::{Format, PANEL, Packed, Panel};
 use crate::team::Team;
 
-pub use bf16::{halves, pair};
+pub use bf16::{halves, pair, pairs};
 
 /// Inputs summed before the sum is added to the output: bounds the rounding error of long sums.
 const CHUNK: usize = 256;
-/// Tokens that a kernel takes at once.
-const TOKENS: usize = ROWS;
 /// Tokens of one piece of work: their inputs stay in the cache beside a panel.
-const PIECE: usize = 32 * TOKENS;
+const PIECE: usize = 32 * ROWS;
 
-/// What becomes of a row's outputs, 64 or fewer of them, before they leave the cache: they are `y`, and what
-/// stood there before is `out`.
-pub trait Finish: Sync {
-    fn finish(&self, y: &[f32], out: &mut [f32]);
-}
-
-/// They replace what stood there.
+/// What becomes of outputs before they leave the cache.
 #[derive(Debug, Clone, Copy)]
-pub struct Store;
-
-impl Finish for Store {
-    fn finish(&self, y: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(y);
-    }
+pub enum Then {
+    /// They replace what stands there.
+    Store,
+    /// They are added to what stands there.
+    Add,
+    /// They go through an activation.
+    Activate(Activation),
 }
 
-/// They are added to what stood there.
-#[derive(Debug, Clone, Copy)]
-pub struct Add;
-
-impl Finish for Add {
-    fn finish(&self, y: &[f32], out: &mut [f32]) {
-        for (out, y) in out.iter_mut().zip(y) {
-            *out += y;
-        }
-    }
-}
-
-/// They go through an activation.
-#[derive(Debug, Clone, Copy)]
-pub struct Activate(pub super::activation::Activation);
-
-impl Finish for Activate {
-    fn finish(&self, y: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(y);
-        super::activation::apply(out, self.0);
-    }
-}
-
-/// `x · weight + bias`, finished, in `out`.
+/// `x · weight + bias`, and `then` what, in `out`.
 ///
 /// - `x`: `[T, K]` in rows; `weight`: K inputs, N outputs; `bias`: `[N]`, or empty for none
 /// - `out`: `[T, N]` in rows
-pub fn linear(
-    team: &Team,
-    x: &[f32],
-    weight: &Packed,
-    bias: &[f32],
-    finish: impl Finish,
-    out: &mut [f32],
-) {
+pub fn linear(team: &Team, x: &[f32], weight: &Packed, bias: &[f32], then: Then, out: &mut [f32]) {
     let (inputs, outputs) = (weight.inputs(), weight.outputs());
     let tokens = x.len() / inputs.max(1);
     assert_eq!((x.len(), out.len()), (tokens * inputs, tokens * outputs), "[{inputs}, {outputs}]");
     assert!(bias.is_empty() || bias.len() == outputs, "{} biases, {outputs} outputs", bias.len());
     // Where weights are rounded, so are the inputs that they are multiplied by.
-    let (floats, rounded, words) = match weight.format() {
-        Format::F32 => (x, Vec::new(), 0),
+    type Round = fn(&[f32], &mut [u32]);
+    let rounded = |words: usize, round: Round| {
+        let mut rounded = vec![0u32; tokens * words];
+        for_each_chunk(team, &mut rounded, words.max(1), x.len() * 4, |t, out| {
+            round(&x[t * inputs..(t + 1) * inputs], out);
+        });
+        Cow::Owned(rounded)
+    };
+    // Words of a token, and rows of a panel that are a chunk.
+    let (x, words, chunk) = match weight.format() {
+        Format::F32 => (Cow::Borrowed(bytemuck::cast_slice(x)), inputs, CHUNK),
         Format::Bf16 => {
             let words = inputs.div_ceil(2);
-            (&[][..], round_rows(team, x, inputs, words, bf16::pairs), words)
+            (rounded(words, bf16::pairs), words, CHUNK / 2)
         }
         Format::Int8 => {
             let words = inputs.div_ceil(int8::GROUP) * int8::INPUT_WORDS;
-            (&[][..], round_rows(team, x, inputs, words, int8::quantize), words)
+            (rounded(words, int8::quantize), words, usize::MAX) // it adds group by group
         }
     };
-    let floats = grouped(team, floats, inputs);
-    let rounded = grouped(team, &rounded, words);
     let work = tokens * inputs * outputs;
     for_each_tile(team, out, outputs.max(1), (PIECE, PANEL), work, |mut tile: Tile<'_>| {
         let panel = weight.panel(tile.columns.start / PANEL);
         let bias = if bias.is_empty() { bias } else { &bias[tile.columns.clone()] };
-        for first in tile.rows.clone().step_by(TOKENS) {
-            let end = tile.rows.end.min(first + TOKENS);
-            let mut sums = [[0.0; PANEL]; TOKENS];
-            let sums = &mut sums[..end - first];
-            match panel {
-                Panel::F32(w) => f32::products(&floats[first * inputs..end * inputs], w, sums),
-                Panel::Bf16(w) => bf16::products(&rounded[first * words..end * words], w, sums),
-                Panel::Int8(w) => int8::products(&rounded[first * words..end * words], w, sums),
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (y, b) in sums.iter_mut().zip(bias) {
-                    *y += b;
-                }
-                let out = tile.row(first + r);
-                finish.finish(&sums[..out.len()], out);
-            }
-        }
+        let tokens = tile.rows.clone();
+        let x = Inputs::new(&x[tokens.start * words..], words);
+        in_chunks(panel, chunk, x, tokens.len(), |t, y| {
+            finish(y, bias, then, tile.row(tokens.start + t));
+        });
     });
 }
 
-/// Adds the sums of a chunk of inputs, for W outputs from `lane` on.
-#[inline(always)]
-fn add_chunk<const R: usize, const W: usize>(
-    sums: &mut [[f32; PANEL]],
-    lane: usize,
-    chunk: &[[f32; W]; R],
-) {
-    for (sums, chunk) in sums.iter_mut().zip(chunk) {
-        for (y, sum) in sums[lane..lane + W].iter_mut().zip(chunk) {
-            *y += sum;
+dispatched! {
+    fn finish(y: &mut [f32; PANEL], bias: &[f32], then: Then, out: &mut [f32]) {
+        match <&[f32; PANEL]>::try_from(bias) {
+            Ok(bias) => add(y, bias),
+            Err(_) => add(y, bias),
         }
+        if let Then::Activate(activation) = then {
+            activation::apply(y, activation);
+        }
+        // Of a length that the compiler knows, where it is that one.
+        match (<&mut [f32; PANEL]>::try_from(&mut *out), then) {
+            (Ok(out), Then::Add) => add(out, y),
+            (Ok(out), _) => *out = *y,
+            (Err(_), Then::Add) => add(out, y),
+            (Err(_), _) => out.copy_from_slice(&y[..out.len()]),
+        }
+    }
+}
+
+dispatched! {
+    fn add_rows(sums: &mut [[f32; PANEL]], more: &[[f32; PANEL]]) {
+        sums.iter_mut().zip(more).for_each(|(sums, more)| add(sums, more));
+    }
+}
+
+/// Adds as much of `more` as there is of both.
+#[inline(always)]
+fn add(sums: &mut [f32], more: &[f32]) {
+    sums.iter_mut().zip(more).for_each(|(y, x)| *y += x);
+}
+
+/// Adds the sums of chunks of inputs, each from 0, in order, and hands out those of each of the `rows`. A chunk of the panel
+/// is read for all of them before the next one is, so that it stays in the cache however many inputs there are.
+fn in_chunks(
+    panel: Panel<'_>,
+    chunk: usize,
+    x: Inputs<'_>,
+    rows: usize,
+    mut end: impl FnMut(usize, &mut [f32; PANEL]),
+) {
+    let (mut few, mut many) = ([[0.0; PANEL]; ROWS], Vec::new());
+    let sums = if rows <= ROWS {
+        &mut few[..rows]
+    } else {
+        many.resize(rows, [0.0; PANEL]);
+        &mut many[..]
+    };
+    for begin in (0..panel.height()).step_by(chunk) {
+        let until = panel.height().min(begin.saturating_add(chunk));
+        let last = until == panel.height();
+        for (g, sums) in sums.chunks_mut(ROWS).enumerate() {
+            let (x, panel) = (x.after(g * ROWS).from(begin), panel.rows(begin..until));
+            if begin == 0 {
+                accumulate(x, panel, sums);
+            } else {
+                let mut own = [[0.0; PANEL]; ROWS];
+                accumulate(x, panel, &mut own[..sums.len()]);
+                add_rows(sums, &own);
+            }
+            if last {
+                sums.iter_mut().enumerate().for_each(|(r, sums)| end(g * ROWS + r, sums));
+            }
+        }
+    }
+}
+
+/// Adds `x[r] · panel` to `sums[r]`, one row of the panel after another: one to six rows, all 64 outputs.
+///
+/// `x`: as many words of each row as the panel has rows; for int8 18 to each 17.
+pub fn accumulate(x: Inputs<'_>, panel: Panel<'_>, sums: &mut [[f32; PANEL]]) {
+    match panel {
+        Panel::F32(w) => f32::accumulate(x, w, sums),
+        Panel::Bf16(w) => bf16::accumulate(x, w, sums),
+        Panel::Int8(w) => int8::accumulate(x, w, sums),
+    }
+}
+
+/// One or more rows of words that a kernel reads, `stride` apart; of the last there may be less.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    words: &'a [u32],
+    stride: usize,
+}
+
+impl<'a> Inputs<'a> {
+    pub fn new(words: &'a [u32], stride: usize) -> Inputs<'a> {
+        Inputs { words, stride }
+    }
+
+    /// The same without the first words of each.
+    fn from(self, first: usize) -> Inputs<'a> {
+        Inputs { words: &self.words[first..], stride: self.stride }
+    }
+
+    /// Those after the first `rows`.
+    fn after(self, rows: usize) -> Inputs<'a> {
+        Inputs { words: &self.words[rows * self.stride..], stride: self.stride }
+    }
+
+    /// The first `width` words of each.
+    #[inline(always)]
+    fn take<const R: usize>(self, width: usize) -> [&'a [u32]; R] {
+        std::array::from_fn(|r| &self.words[r * self.stride..][..width])
     }
 }
 
@@ -148,49 +199,9 @@ fn registers(row: &[u32; PANEL]) -> [std::arch::x86_64::__m512i; 4] {
     [load(a), load(b), load(c), load(d)]
 }
 
-/// Rows in groups of six, the last with what is left, each group input by input: `[K, 6]`. What a kernel reads next
-/// lies next to it, and nothing has to be looked up.
-fn grouped<'a, T: Copy + Default + Send + Sync>(
-    team: &Team,
-    rows: &'a [T],
-    width: usize,
-) -> Cow<'a, [T]> {
-    if rows.len() == width {
-        return Cow::Borrowed(rows);
-    }
-    let mut groups = vec![T::default(); rows.len()];
-    for_each_chunk(team, &mut groups, TOKENS * width, rows.len() * 4, |g, group| {
-        let rows = &rows[g * TOKENS * width..][..group.len()];
-        let n = group.len() / width;
-        for (k, inputs) in group.chunks_exact_mut(n).enumerate() {
-            for (r, x) in inputs.iter_mut().enumerate() {
-                *x = rows[r * width + k];
-            }
-        }
-    });
-    Cow::Owned(groups)
-}
-
-/// Each row of K numbers rounded, in so many words.
-fn round_rows(
-    team: &Team,
-    x: &[f32],
-    inputs: usize,
-    words: usize,
-    round: fn(&[f32], &mut [u32]),
-) -> Vec<u32> {
-    let mut rounded = vec![0u32; x.len() / inputs.max(1) * words];
-    let work = x.len() * 4;
-    for_each_chunk(team, &mut rounded, words, work, |t, out| {
-        round(&x[t * inputs..(t + 1) * inputs], out);
-    });
-    rounded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::activation::Activation;
     use crate::ops::simd::same_at_every_level;
     use crate::packed::Layout;
     use ndarray::Array2;
@@ -220,7 +231,7 @@ mod tests {
 
     fn multiply(team: &Team, x: &Array2<f32>, weight: &Packed, bias: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; x.nrows() * weight.outputs()];
-        linear(team, x.as_slice().unwrap(), weight, bias, Store, &mut out);
+        linear(team, x.as_slice().unwrap(), weight, bias, Then::Store, &mut out);
         out
     }
 
@@ -340,10 +351,11 @@ mod tests {
             out
         };
         let x = x.as_slice().unwrap();
-        let added = finished(&|out| linear(&team, x, &weight, &[], Add, out));
+        let added = finished(&|out| linear(&team, x, &weight, &[], Then::Add, out));
         assert!(added.iter().zip(&plain).zip(&before).all(|((a, y), b)| *a == b + y));
         for activation in [Activation::GeluTanh, Activation::Relu] {
-            let got = finished(&|out| linear(&team, x, &weight, &[], Activate(activation), out));
+            let got =
+                finished(&|out| linear(&team, x, &weight, &[], Then::Activate(activation), out));
             let mut want = plain.clone();
             crate::ops::activation::activate(&team, &mut want, activation);
             assert!(got == want, "{activation:?}");
