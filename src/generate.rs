@@ -8,8 +8,8 @@ use ndarray::Array1;
 
 use crate::error::{Error, Result};
 use crate::kv_cache::KvCache;
-use crate::model::{Model, Rows};
-use crate::probe::Probe;
+use crate::model::{Model, Rows, Sequence};
+use crate::probe::{NoProbe, Probe};
 use crate::sampler::{Sampler, Sampling, argmax};
 
 #[derive(Debug, Clone, Default)]
@@ -110,6 +110,83 @@ pub fn generate<P: Probe>(
         }
     }
     Ok(done)
+}
+
+/// Continues several prompts at once, each in a cache of its own and as [`generate`] would: every weight is read once a step
+/// for all of them. `on_step` may end it after each step. The times are those of all together.
+///
+/// # Errors
+/// As [`generate`], for any of the prompts.
+pub fn generate_batch(
+    model: &Model,
+    caches: &mut [KvCache],
+    prompts: &[&[u32]],
+    options: &Options,
+    mut on_step: impl FnMut() -> ControlFlow<()>,
+) -> Result<Vec<Generation>> {
+    assert_eq!(caches.len(), prompts.len(), "a cache for each prompt");
+    prompts.iter().try_for_each(|prompt| check(model, prompt, options))?;
+    let going = caches.iter_mut().zip(prompts).map(|(cache, prompt)| {
+        cache.truncate(0);
+        let sampler = Sampler::new(options.sampling)?;
+        let done = Generation {
+            ids: Vec::with_capacity(options.max_new_tokens),
+            finish: Finish::Length,
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+        };
+        Ok(Going { cache, history: prompt.to_vec(), fed: 0, sampler, done })
+    });
+    let mut going = going.collect::<Result<Vec<Going<'_>>>>()?;
+    for step in 0..options.max_new_tokens.max(1) {
+        let started = Instant::now();
+        let is_on = |g: &Going<'_>| g.done.finish == Finish::Length;
+        let batch = going.iter_mut().filter(|g| is_on(g)).map(|g| {
+            let ids = &g.history[g.fed..];
+            Sequence { ids, cache: &mut *g.cache, rows: Rows::Last }
+        });
+        let logits = model.forward_batch(&mut batch.collect::<Vec<_>>())?; // [B, V]
+        let mut chosen = Vec::new();
+        for (g, logits) in going.iter_mut().filter(|g| is_on(g)).zip(logits.rows()) {
+            let logits = logits.as_slice().expect("rows are in standard layout");
+            chosen.push(choose(logits, &g.history, &mut g.sampler, &mut NoProbe));
+        }
+        let spent = started.elapsed();
+        for (g, chosen) in going.iter_mut().filter(|g| is_on(g)).zip(chosen) {
+            *(if step == 0 { &mut g.done.prefill } else { &mut g.done.decode }) += spent;
+            if options.max_new_tokens == 0 {
+                continue;
+            }
+            let id = match &options.forced_ids {
+                Some(forced) => forced[step],
+                None => chosen?,
+            };
+            g.fed = g.history.len();
+            g.history.push(id);
+            g.done.ids.push(id);
+            if options.stop_ids.contains(&id) {
+                g.done.finish = Finish::StopId;
+            }
+        }
+        if on_step().is_break() {
+            going.iter_mut().for_each(|g| g.done.finish = Finish::Cancelled);
+        }
+        if !going.iter().any(is_on) {
+            break;
+        }
+    }
+    Ok(going.into_iter().map(|g| g.done).collect())
+}
+
+/// One sequence of a batch.
+struct Going<'a> {
+    cache: &'a mut KvCache,
+    /// Its prompt and what it went on with.
+    history: Vec<u32>,
+    /// How many of those have been through the model.
+    fed: usize,
+    sampler: Sampler,
+    done: Generation,
 }
 
 /// Whether `generate` would accept this, without computing anything.

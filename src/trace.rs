@@ -20,7 +20,7 @@ use llorch_trace::protocol::{
 use llorch_trace::{Dtype, Point, PointSet, Precision, Stage, Tensor, all_points};
 
 use crate::error::Error;
-use crate::generate::{Finish, Options, generate};
+use crate::generate::{Finish, Options, generate, generate_batch};
 use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::ops::simd;
@@ -29,8 +29,17 @@ use crate::probe::{Injector, NoProbe, Recorder};
 use crate::sampler::{Sampler, Sampling};
 use crate::tokenizer::Tokenizer;
 
-const CAPABILITIES: [&str; 8] =
-    ["capture", "tokenize", "generate", "inject", "sample", "draw", "bench", "deterministic"];
+const CAPABILITIES: [&str; 9] = [
+    "capture",
+    "tokenize",
+    "generate",
+    "inject",
+    "sample",
+    "draw",
+    "bench",
+    "batch",
+    "deterministic",
+];
 
 /// Request types; any other is `unsupported`.
 const KNOWN: [&str; 6] = ["hello", "load", "tokenize", "run", "draw", "cancel"];
@@ -140,7 +149,27 @@ fn read_lines(
 struct Loaded {
     model: Model,
     cache: KvCache,
+    /// Of the sequences beside the first.
+    more_caches: Vec<KvCache>,
+    tokenizer: LazyTokenizer,
+}
+
+/// Read when somebody wants text: it takes some 50 MB.
+struct LazyTokenizer {
+    dir: PathBuf,
     tokenizer: Option<Tokenizer>,
+}
+
+impl LazyTokenizer {
+    /// None where the folder has no such files.
+    fn get(&mut self) -> crate::Result<Option<&Tokenizer>> {
+        let has = |name: &str| self.dir.join(name).is_file();
+        let is_there = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+        if self.tokenizer.is_none() && is_there {
+            self.tokenizer = Some(Tokenizer::load(&self.dir)?);
+        }
+        Ok(self.tokenizer.as_ref())
+    }
 }
 
 struct Adapter<'a, W> {
@@ -195,7 +224,7 @@ impl<W: Write + Send> Adapter<'_, W> {
             }
             Request::Tokenize { id, text } => {
                 let Loaded { tokenizer, .. } = loaded(&mut self.loaded)?;
-                let tokenizer = tokenizer.as_ref().ok_or_else(|| Failure {
+                let tokenizer = tokenizer.get()?.ok_or_else(|| Failure {
                     class: ErrorClass::Unsupported,
                     message: "failed to tokenize: the model folder holds no tokenizer".into(),
                 })?;
@@ -208,7 +237,7 @@ impl<W: Write + Send> Adapter<'_, W> {
     }
 
     fn run(&mut self, request: RunRequest) -> Result<std::io::Result<Response>, Failure> {
-        let Loaded { model, cache, tokenizer } = loaded(&mut self.loaded)?;
+        let Loaded { model, cache, more_caches, tokenizer } = loaded(&mut self.loaded)?;
         let options = Options {
             max_new_tokens: request.max_new_tokens,
             sampling: sampling(&request.sampling),
@@ -228,7 +257,28 @@ impl<W: Write + Send> Adapter<'_, W> {
             false => ControlFlow::Continue(()),
         };
         let mut gone = None;
-        let generated = if points.is_empty() && request.inject.is_empty() {
+        let mut beside = Vec::new();
+        let generated = if !request.beside.is_empty() {
+            if !points.is_empty() || !request.inject.is_empty() {
+                let what = "points and inject are for one sequence; expected none with beside";
+                return Err(input(format!("failed to run several sequences: {what}")));
+            }
+            let prompts: Vec<&[u32]> =
+                std::iter::once(&request.ids).chain(&request.beside).map(Vec::as_slice).collect();
+            more_caches.resize_with(request.beside.len(), || model.new_cache());
+            // The first cache goes to the others for as long as this takes.
+            more_caches.insert(0, std::mem::replace(cache, model.new_cache()));
+            let on_step = || match cancelled.contains(id) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            };
+            let all = generate_batch(model, more_caches, &prompts, &options, on_step);
+            *cache = more_caches.remove(0);
+            all.map(|mut all| {
+                beside = all.split_off(1).into_iter().map(|generation| generation.ids).collect();
+                all.remove(0)
+            })
+        } else if points.is_empty() && request.inject.is_empty() {
             generate(model, cache, &request.ids, &options, &mut NoProbe, on_token)
         } else {
             let n_layer = model.config().n_layer;
@@ -257,11 +307,8 @@ impl<W: Write + Send> Adapter<'_, W> {
         if generated.finish == Finish::Cancelled {
             return Err(cancelled_failure());
         }
-        let text = match tokenizer {
-            Some(tokenizer) if !generated.ids.is_empty() => Some(tokenizer.decode(&generated.ids)?),
-            Some(_) => Some(String::new()),
-            None => None,
-        };
+        let tokenizer = if request.text { tokenizer.get()? } else { None };
+        let text = tokenizer.map(|tokenizer| tokenizer.decode(&generated.ids)).transpose()?;
         let seconds = Seconds {
             prefill: Some(generated.prefill.as_secs_f64()),
             decode: Some(generated.decode.as_secs_f64()),
@@ -270,6 +317,7 @@ impl<W: Write + Send> Adapter<'_, W> {
             id: request.id,
             generated: generated.ids,
             text,
+            beside,
             seconds,
         })))
     }
@@ -370,14 +418,9 @@ fn load(dir: &Path, dtype: Precision, threads: usize) -> Result<Loaded, Failure>
         }
     };
     let model = Model::load(dir, format, threads)?;
-    let has = |name: &str| dir.join(name).is_file();
-    let tokenizer = if has("tokenizer.json") || (has("vocab.json") && has("merges.txt")) {
-        Some(Tokenizer::load(dir)?)
-    } else {
-        None
-    };
     let cache = model.new_cache();
-    Ok(Loaded { model, cache, tokenizer })
+    let tokenizer = LazyTokenizer { dir: dir.to_owned(), tokenizer: None };
+    Ok(Loaded { model, cache, more_caches: Vec::new(), tokenizer })
 }
 
 /// Reads the tensors to be put in place; every point and step must be one that the run will reach.

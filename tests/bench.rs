@@ -68,23 +68,28 @@ fn two_engines_side_by_side_have_every_figure_and_a_ratio() {
     assert_eq!(code, 0, "{stderr}");
     for (name, has_ratio) in [("llorch-cpud", false), ("twin", true)] {
         let rows = rows(&result, name);
-        // load, first_token, peak_memory, and prefill and decode of both prompts.
-        assert_eq!(rows.len(), 7, "{rows:?}");
+        // load, first_token, peak_memory, and prefill, decode and decode of a batch of both prompts.
+        assert_eq!(rows.len(), 9, "{rows:?}");
         for row in rows {
             assert_eq!(row["ratio"].is_number(), has_ratio, "{row}");
             // Caches hold this model, and its prompt is short: no limit that could be named.
             assert!(row["of_limit"].is_null(), "{row}");
+            let at_once = if row["metric"] == "batch_decode" { 8 } else { 1 };
+            assert_eq!(row["batch"], at_once, "{row}");
         }
     }
     let check = &result["engines"][0]["checks"][0];
     assert_eq!((check["same_top"].as_u64(), check["steps"].as_u64()), (Some(8), Some(8)));
     assert!(check["error"].as_f64().unwrap() < 1e-4, "{check}");
+    let perplexity = |name: &str| check[name].as_f64().unwrap();
+    let ratio = perplexity("perplexity") / perplexity("oracle_perplexity");
+    assert!((ratio - 1.0).abs() < 1e-4 && perplexity("perplexity") > 1.0, "{check}");
     assert!(result["machine"]["read_gb_s"]["1"].as_f64().unwrap() > 0.1);
 }
 
 #[test]
 fn what_is_wrong_or_breaks_is_told_and_has_no_figures() {
-    let peers = ["wrong", "clock", "timeless", "int8", "dies"].map(peer);
+    let peers = ["wrong", "clock", "timeless", "int8", "dies", "batch", "few"].map(peer);
     let mut arguments = Vec::new();
     for peer in &peers {
         arguments.extend(["--ref", peer]);
@@ -97,13 +102,15 @@ fn what_is_wrong_or_breaks_is_told_and_has_no_figures() {
         ("timeless", "failed", "it has no clock"),
         ("int8", "unsupported", "int8 alone"),
         ("dies", "failed", "ended"),
+        ("batch", "failed", "sequence 2 of 8 at once goes on otherwise than alone"),
+        ("few", "failed", "it gave 7 answers to 8 sequences at once"),
     ] {
         let (found, reason) = reason(&result, name);
         assert_eq!(found, why, "{name}: {reason}");
         assert!(reason.contains(part), "{name}: {reason}");
         assert!(rows(&result, name).is_empty(), "{name} has figures");
     }
-    assert_eq!(rows(&result, "llorch-cpud").len(), 7);
+    assert_eq!(rows(&result, "llorch-cpud").len(), 9);
 }
 
 #[test]

@@ -56,6 +56,9 @@ pub struct Ask {
     pub forced_ids: Option<Vec<u32>>,
     pub sampling: Sampling,
     pub inject: Vec<Inject>,
+    /// More sequences at the same time.
+    pub beside: Vec<Vec<u32>>,
+    pub without_text: bool,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +66,8 @@ pub struct Captured {
     pub tensors: BTreeMap<(usize, Point), Tensor>,
     pub generated: Vec<u32>,
     pub text: Option<String>,
+    /// What the sequences of `beside` went on with.
+    pub beside: Vec<Vec<u32>>,
     pub seconds: Seconds,
 }
 
@@ -143,6 +148,8 @@ impl Live {
             sampling: ask.sampling,
             inject: ask.inject,
             out_dir: out_dir.clone(),
+            beside: ask.beside,
+            text: !ask.without_text,
         };
         let mut captured = Captured::default();
         let mut wrong: Option<String> = None;
@@ -167,6 +174,7 @@ impl Live {
         }
         captured.generated = done.generated;
         captured.text = done.text;
+        captured.beside = done.beside;
         captured.seconds = done.seconds;
         Ok(captured)
     }

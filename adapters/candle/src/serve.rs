@@ -151,8 +151,9 @@ impl Loaded {
                 run(model.as_mut(), request, &mut recorder, || inbox.cancels(&request.id))
             })
         })?;
-        let text = tokenizer.decode(&generated);
-        Ok(DoneMessage { id: request.id.clone(), generated, text, seconds })
+        let text = request.text.then(|| tokenizer.decode(&generated)).flatten();
+        let id = request.id.clone();
+        Ok(DoneMessage { id, generated, text, seconds, ..DoneMessage::default() })
     }
 }
 

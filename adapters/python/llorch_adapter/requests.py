@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, UnsupportedError
 from .points import Globs, all_points
 
 
@@ -35,6 +35,7 @@ class Run:
     sampling: Sampling
     inject: dict  # (point, step) -> (file, key)
     out_dir: Path | None
+    text: bool
 
     @property
     def steps(self):
@@ -102,6 +103,11 @@ def parse_run(message, dims):
         raise InputError(f"`out_dir` is {out_dir!r}, expected a path")
     if out_dir is None and any(p in points for p in all_points(dims.n_layer)):
         raise InputError("`out_dir` is missing: there is nowhere to put the tensors")
+    text = message.get("text", True)
+    if not isinstance(text, bool):
+        raise InputError(f"`text` is {text!r}, expected true or false")
+    if message.get("beside"):
+        raise UnsupportedError("failed to run several sequences at once: expected none in `beside`")
     return Run(
         id=request_id(message),
         ids=ids,
@@ -111,6 +117,7 @@ def parse_run(message, dims):
         sampling=_sampling(message.get("sampling")),
         inject=_inject(message.get("inject"), dims, max(new, 1)),
         out_dir=None if out_dir is None else Path(out_dir),
+        text=text,
     )
 
 

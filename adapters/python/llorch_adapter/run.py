@@ -39,7 +39,7 @@ def execute(adapter, request, send, cancelled):
         "type": "done",
         "id": request.id,
         "generated": generated,
-        "text": adapter.decode(generated),
+        "text": adapter.decode(generated) if request.text else None,
         "seconds": {"prefill": seconds[0], "decode": seconds[1] if request.steps > 1 else None},
     }
 

@@ -57,6 +57,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "32", value_parser = at_least_one)]
     decode: NonZeroUsize,
 
+    /// Sequences that are decoded at once, by engines that can (capability `batch`); 1: none
+    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one)]
+    batch: NonZeroUsize,
+
     /// How often each engine is asked
     #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     rounds: NonZeroUsize,
@@ -92,6 +96,7 @@ pub struct Plan {
     /// Empty where the model's room decides.
     pub prompts: Vec<usize>,
     pub decode: usize,
+    pub batch: usize,
     pub rounds: usize,
     pub access: Access,
 }
@@ -120,6 +125,7 @@ impl Args {
             threads,
             prompts: unique(&self.prompt),
             decode: self.decode.get(),
+            batch: self.batch.get(),
             rounds: self.rounds.get(),
             access: self.access.clone(),
         })

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use llorch_models::progress::{Bar, Progress};
 use llorch_models::{ResolveOptions, ResolvedModel};
-use llorch_trace::Dims;
+use llorch_trace::{Dims, Dtype, Precision};
 
 use super::args::Plan;
+use super::batch::Batch;
 use super::limits::{self, Meter};
 use super::measure::{self, Job};
 use super::record::{
@@ -53,8 +54,8 @@ struct Contest<'a> {
     entrants: Vec<Entrant>,
     rows: Vec<Row>,
     unmeasured: Vec<Unmeasured>,
-    /// By number of threads.
-    machine: BTreeMap<usize, Rates>,
+    /// What the machine did for each.
+    machine: Vec<(Job, Rates)>,
 }
 
 /// What the machine did in each round, a second.
@@ -75,6 +76,8 @@ struct Runner {
     live: Live,
     samples: Samples,
     rounds: usize,
+    /// Of one that computes several sequences at once.
+    batch: Option<Batch>,
 }
 
 impl Runner {
@@ -104,7 +107,7 @@ pub fn hold(plan: &Plan) -> Result<BenchResult, RunError> {
         entrants: Vec::new(),
         rows: Vec::new(),
         unmeasured: Vec::new(),
-        machine: BTreeMap::new(),
+        machine: Vec::new(),
     };
     contest.invite()?;
     contest.ask_the_oracle(&prompts).map_err(|error| RunError::Environment(error.to_string()))?;
@@ -203,6 +206,7 @@ impl Contest<'_> {
             let machine = self.rounds(job, &mut runners)?;
             self.cold_starts(job, &mut runners)?;
             self.keep(job, &mut runners, &machine);
+            self.machine.push((job, machine));
             for runner in runners {
                 runner.live.finish();
             }
@@ -267,7 +271,10 @@ impl Contest<'_> {
             self.leave_out(&name, Some(job), Why::Wrong, reason);
             return None;
         }
-        Some(Runner { entrant, live, samples: Samples::new(), rounds: self.plan.rounds })
+        let can = self.plan.batch > 1 && live.hello().can("batch");
+        let batch = can.then(Batch::default);
+        let rounds = self.plan.rounds;
+        Some(Runner { entrant, live, samples: Samples::new(), rounds, batch })
     }
 
     /// A subject given as a command is known by its own name, where that is free and fit to be one.
@@ -300,7 +307,7 @@ impl Contest<'_> {
                 stop_if_interrupted()?;
                 bar.detail(&self.entrants[runner.entrant].name);
                 let began = Instant::now();
-                if let Err(reason) = ask(runner, &self.expected, self.plan.decode, round > 0) {
+                if let Err(reason) = ask(runner, &self.expected, self.plan, round > 0) {
                     broken.push((at, reason));
                 }
                 let took = began.elapsed().as_secs_f64();
@@ -318,9 +325,6 @@ impl Contest<'_> {
             bar.set(round as u64);
         }
         self.tell(job, runners, &bar);
-        let all = self.machine.entry(job.threads).or_default();
-        all.read.extend(&machine.read);
-        all.operations.extend(&machine.operations);
         Ok(machine)
     }
 
@@ -387,7 +391,7 @@ impl Contest<'_> {
                     threads: job.threads,
                     metric: *metric,
                     prompt: *prompt,
-                    batch: 1,
+                    batch: if *metric == Metric::BatchDecode { self.plan.batch } else { 1 },
                     median: middle,
                     min: values.iter().copied().fold(f64::INFINITY, f64::min),
                     max: values.iter().copied().fold(0.0, f64::max),
@@ -412,10 +416,18 @@ impl Contest<'_> {
         match metric {
             Metric::Decode => {
                 let seen = prompt + self.plan.decode / 2;
-                of(&machine.read).and_then(|bytes| limits::decode(&self.dims, job, seen, bytes))
+                of(&machine.read).and_then(|bytes| limits::decode(&self.dims, job, seen, 1, bytes))
+            }
+            Metric::BatchDecode => {
+                let (seen, batch) = (prompt + self.plan.decode / 2, self.plan.batch);
+                let memory = of(&machine.read)
+                    .and_then(|bytes| limits::decode(&self.dims, job, seen, batch, bytes));
+                let operations =
+                    of(&machine.operations).map(|rate| limits::products(&self.dims, seen, rate));
+                memory.map(|limit| operations.map_or(limit, |other| limit.min(other)))
             }
             // Two tokens are read as decoding is: memory is their limit.
-            Metric::Prefill if prompt >= 64 && limits::knows(job) => {
+            Metric::Prefill if prompt >= 64 => {
                 of(&machine.operations).map(|rate| limits::prefill(&self.dims, prompt, rate))
             }
             _ => None,
@@ -444,12 +456,16 @@ impl Contest<'_> {
         started: String,
         began: Instant,
     ) -> Result<BenchResult, RunError> {
-        let middle = |of: fn(&Rates) -> &[f64]| -> BTreeMap<usize, f64> {
-            let samples = self.machine.iter().map(|(threads, rates)| (*threads, of(rates)));
-            let known = samples.filter(|(_, samples)| !samples.is_empty());
-            known.map(|(threads, samples)| (threads, median(samples) / 1e9)).collect()
+        let middle = |precision: Option<Precision>, of: fn(&Rates) -> &[f64]| {
+            let mut samples: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+            let wanted = |job: &Job| precision.is_none_or(|p| p == job.precision);
+            for (job, rates) in self.machine.iter().filter(|(job, _)| wanted(job)) {
+                samples.entry(job.threads).or_default().extend(of(rates));
+            }
+            samples.retain(|_, samples| !samples.is_empty());
+            samples.into_iter().map(|(threads, s)| (threads, median(&s) / 1e9)).collect()
         };
-        let (read, operations) = (middle(|rates| &rates.read), middle(|rates| &rates.operations));
+        let operations = |precision| middle(Some(precision), |rates| &rates.operations);
         let here = Machine::here();
         let subject = self.entrants[0].name.clone();
         let engines = self.entrants.into_iter();
@@ -463,14 +479,17 @@ impl Contest<'_> {
                 system: here.system,
                 cpu: here.cpu,
                 cores: here.cores,
-                read_gb_s: read,
-                f32_gflop_s: operations,
+                read_gb_s: middle(None, |rates| &rates.read),
+                f32_gflop_s: operations(Dtype::F32.into()),
+                bf16_gflop_s: operations(Dtype::BF16.into()),
+                int8_gop_s: operations(Precision::Int8),
             },
             settings: Settings {
                 dtypes: self.plan.precisions.clone(),
                 threads: self.plan.threads.clone(),
                 prompts,
                 decode: self.plan.decode,
+                batch: self.plan.batch,
                 rounds: self.plan.rounds,
             },
             subject,
@@ -487,9 +506,10 @@ impl Contest<'_> {
 fn ask(
     runner: &mut Runner,
     expected: &[Expected],
-    decode: usize,
+    plan: &Plan,
     counts: bool,
 ) -> Result<(), String> {
+    let decode = plan.decode;
     for expected in expected {
         std::thread::sleep(PAUSE);
         let times = measure::prompt(&mut runner.live, &expected.ids, decode)?;
@@ -497,6 +517,14 @@ fn ask(
             let length = expected.ids.len();
             runner.keep(Metric::Prefill, length, length as f64 / times.prefill);
             runner.keep(Metric::Decode, length, decode as f64 / times.decode);
+        }
+        if let Some(batch) = &mut runner.batch {
+            std::thread::sleep(PAUSE);
+            let times = batch.ask(&mut runner.live, &expected.ids, plan)?;
+            if counts {
+                let tokens = (plan.batch * decode) as f64;
+                runner.keep(Metric::BatchDecode, expected.ids.len(), tokens / times.decode);
+            }
         }
     }
     Ok(())

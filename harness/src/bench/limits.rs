@@ -61,15 +61,10 @@ fn sum(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Whether multiply-adds are measured in what the job computes in.
-pub fn knows(job: Job) -> bool {
-    job.precision == Precision::Float(Dtype::F32)
-}
-
-/// Floating-point operations a second, a multiply-add being two; none for what is not measured, and on processors for
-/// which there is no loop here.
+/// Operations a second, a multiply-add being two, of the instruction that makes most of them in what the job computes in;
+/// none where there is no such loop here for this processor.
 pub fn operations(job: Job) -> Option<f64> {
-    let multiply_add = if knows(job) { multiply_add()? } else { return None };
+    let multiply_add = multiply_add(job.precision)?;
     let began = Instant::now();
     let done: usize = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..job.threads).map(|_| scope.spawn(multiply_add)).collect();
@@ -79,9 +74,23 @@ pub fn operations(job: Job) -> Option<f64> {
 }
 
 /// What multiplies and adds in registers for a while, and says how many operations that were.
-fn multiply_add() -> Option<fn() -> usize> {
+fn multiply_add(precision: Precision) -> Option<fn() -> usize> {
     #[cfg(target_arch = "x86_64")]
     {
+        let wide = is_x86_feature_detected!("avx512f");
+        if precision == Precision::Float(Dtype::BF16) {
+            let has = wide && is_x86_feature_detected!("avx512bf16");
+            // SAFETY: the processor has just said that it has both.
+            return has.then_some(|| unsafe { x86::in_bf16() });
+        }
+        if precision == Precision::Int8 {
+            let has = wide && is_x86_feature_detected!("avx512vnni");
+            // SAFETY: the processor has just said that it has both.
+            return has.then_some(|| unsafe { x86::in_int8() });
+        }
+        if precision != Precision::Float(Dtype::F32) {
+            return None;
+        }
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the processor has just said that it has AVX-512F.
             return Some(|| unsafe { x86::with_avx512() });
@@ -98,7 +107,10 @@ fn multiply_add() -> Option<fn() -> usize> {
 mod x86 {
     //! By hand: what the compiler makes of a plain loop over so many sums is anybody's guess.
 
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+    use std::arch::x86_64::{
+        __m512bh, _mm256_fmadd_ps, _mm256_set1_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+        _mm512_fmadd_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    };
     use std::hint::black_box;
 
     use super::{CHAINS, REPEATS};
@@ -114,6 +126,36 @@ mod x86 {
         }
         black_box(sums);
         REPEATS * CHAINS * 16 * 2
+    }
+
+    /// `vdpbf16ps`: 32 products at a time.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn in_bf16() -> usize {
+        let ones = _mm512_set1_epi32(black_box(0x3f80_3f80));
+        // SAFETY: both are 64 bytes in which every pattern of bits is a value.
+        let factor: __m512bh = unsafe { std::mem::transmute(ones) };
+        let mut sums = [_mm512_set1_ps(0.5); CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, factor, factor);
+            }
+        }
+        black_box(sums);
+        REPEATS * CHAINS * 32 * 2
+    }
+
+    /// `vpdpbusd`: 64 products at a time.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn in_int8() -> usize {
+        let ones = _mm512_set1_epi32(black_box(0x0101_0101));
+        let mut sums = [ones; CHAINS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, ones, ones);
+            }
+        }
+        black_box(sums);
+        REPEATS * CHAINS * 64 * 2
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -133,13 +175,28 @@ mod x86 {
 /// Weights of less than this may stay in caches, and memory is no limit.
 const IN_CACHES: f64 = 64e6;
 
-/// Tokens a second that memory allows when one is decoded after `seen` others; none where it is no limit.
-pub fn decode(dims: &Dims, job: Job, seen: usize, bytes_a_second: f64) -> Option<f64> {
+/// Tokens a second that memory allows when one of each of so many sequences is decoded at a time, after `seen` others;
+/// none where it is no limit.
+pub fn decode(
+    dims: &Dims,
+    job: Job,
+    seen: usize,
+    batch: usize,
+    bytes_a_second: f64,
+) -> Option<f64> {
     let weights = (dims.n_layer * block_weights(dims) + dims.vocab_size * dims.n_embd) as f64;
     let weights = weights * job.precision.size() as f64;
     // Keys and values are in f32 or narrower, and belong to what has to be read.
     let cache = (2 * dims.n_layer * dims.n_embd * seen * 4.min(job.precision.size())) as f64;
-    (weights > IN_CACHES).then(|| bytes_a_second / (weights + cache))
+    let batch = batch as f64;
+    (weights > IN_CACHES).then(|| batch * bytes_a_second / (weights + batch * cache))
+}
+
+/// Tokens a second that multiply-adds allow when they are decoded after `seen` others, each with the head.
+pub fn products(dims: &Dims, seen: usize, operations_a_second: f64) -> f64 {
+    let weights = dims.n_layer * block_weights(dims) + dims.vocab_size * dims.n_embd;
+    let attention = 2 * dims.n_layer * dims.n_embd * seen;
+    operations_a_second / (2 * (weights + attention)) as f64
 }
 
 /// Tokens a second that multiply-adds allow in a prompt of so many: the head is applied to the last one alone.
@@ -173,8 +230,13 @@ mod tests {
     fn the_limits_of_gpt2_are_those_of_its_size() {
         let job = Job { precision: Dtype::F32.into(), threads: 2 };
         // 494 MB of weights a token.
-        assert!((decode(&GPT2, job, 0, 49.4e9).unwrap() - 100.0).abs() < 0.2);
-        assert_eq!(decode(&Dims { vocab_size: 100, n_layer: 1, ..GPT2 }, job, 0, 49.4e9), None);
+        assert!((decode(&GPT2, job, 0, 1, 49.4e9).unwrap() - 100.0).abs() < 0.2);
+        assert_eq!(decode(&Dims { vocab_size: 100, n_layer: 1, ..GPT2 }, job, 0, 1, 49.4e9), None);
+        let batch = decode(&GPT2, job, 0, 8, 49.4e9).unwrap();
+        assert!((batch - 800.0).abs() < 2.0, "weights are read once for all: {batch}");
+        // 2 · 124 M operations a token, and attention.
+        let rate = products(&GPT2, 0, 248e9);
+        assert!((990.0..1010.0).contains(&rate), "{rate}");
         // 2 · 85 M operations a token in the blocks, and attention.
         let rate = prefill(&GPT2, 512, 225e9);
         assert!((1200.0..1300.0).contains(&rate), "{rate}");
@@ -183,8 +245,11 @@ mod tests {
     #[test]
     fn every_byte_is_read_and_products_are_counted() {
         assert_eq!(sum(&[1; 512]), 64 * 0x0101_0101_0101_0101);
-        if let Some(multiply_add) = multiply_add() {
-            assert!(multiply_add() >= REPEATS * CHAINS * 8 * 2);
+        for precision in [Dtype::F32.into(), Dtype::BF16.into(), Precision::Int8] {
+            if let Some(multiply_add) = multiply_add(precision) {
+                assert!(multiply_add() >= REPEATS * CHAINS * 8 * 2);
+            }
         }
+        assert!(multiply_add(Dtype::F64.into()).is_none());
     }
 }

@@ -38,8 +38,19 @@ pub struct Times {
 
 /// A prompt and `new` tokens after the one that the prompt itself gives; nothing is captured.
 pub fn prompt(live: &mut Live, ids: &[u32], new: usize) -> Result<Times, String> {
+    together(live, &[ids.to_vec()], new).map(|(times, _)| times)
+}
+
+/// The same for several prompts at once, with what each went on with.
+pub fn together(
+    live: &mut Live,
+    prompts: &[Vec<u32>],
+    new: usize,
+) -> Result<(Times, Vec<Vec<u32>>), String> {
     let began = Instant::now();
-    let ask = Ask { ids: ids.to_vec(), max_new_tokens: new + 1, ..Ask::default() };
+    let [first, beside @ ..] = prompts else { return Err("there are no prompts".into()) };
+    let (ids, beside) = (first.clone(), beside.to_vec());
+    let ask = Ask { ids, beside, max_new_tokens: new + 1, without_text: true, ..Ask::default() };
     let done = live.run(ask).map_err(|error| error.to_string())?;
     let wall = began.elapsed().as_secs_f64();
     let told = "expected `seconds` with prefill and decode in `done`";
@@ -53,7 +64,8 @@ pub fn prompt(live: &mut Live, ids: &[u32], new: usize) -> Result<Times, String>
             "its clock can't be right: {prefill} s and {decode} s of a request that took {wall:.4} s; {told}"
         ));
     }
-    Ok(Times { prefill, decode })
+    let answers = std::iter::once(done.generated).chain(done.beside).collect();
+    Ok((Times { prefill, decode }, answers))
 }
 
 /// A process from its start to its first token.
@@ -75,7 +87,7 @@ pub fn cold_start(
     let began = Instant::now();
     let mut live =
         Live::start_with(command, model_dir, setup).map_err(|error| error.to_string())?;
-    let ask = Ask { ids: ids.to_vec(), max_new_tokens: 1, ..Ask::default() };
+    let ask = Ask { ids: ids.to_vec(), max_new_tokens: 1, without_text: true, ..Ask::default() };
     let answer = live.run(ask).map_err(|error| error.to_string());
     let times = ColdStart { first_token: began.elapsed().as_secs_f64(), load: live.load_seconds };
     live.finish();

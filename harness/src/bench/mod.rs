@@ -8,6 +8,7 @@
 //! every ratio. docs/PERFORMANCE.md says what is measured and how.
 
 mod args;
+mod batch;
 mod contest;
 mod limits;
 mod markdown;

@@ -40,6 +40,10 @@ pub struct MachineRecord {
     pub read_gb_s: BTreeMap<usize, f64>,
     /// By number of threads: 10⁹ f32 operations a second, the median of the rounds.
     pub f32_gflop_s: BTreeMap<usize, f64>,
+    /// The same of products of bf16 with sums in f32.
+    pub bf16_gflop_s: BTreeMap<usize, f64>,
+    /// The same of products of bytes with sums in 32 bits.
+    pub int8_gop_s: BTreeMap<usize, f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +52,8 @@ pub struct Settings {
     pub threads: Vec<usize>,
     pub prompts: Vec<usize>,
     pub decode: usize,
+    /// Sequences of a batch.
+    pub batch: usize,
     pub rounds: usize,
 }
 
@@ -77,6 +83,8 @@ pub enum Metric {
     Prefill,
     /// Tokens decoded after a prompt a second.
     Decode,
+    /// The same for several sequences at once, all their tokens.
+    BatchDecode,
     /// Bytes, the most that the process has had.
     PeakMemory,
 }
@@ -85,7 +93,7 @@ impl Metric {
     pub fn unit(self) -> &'static str {
         match self {
             Metric::Load | Metric::FirstToken => "s",
-            Metric::Prefill | Metric::Decode => "tokens/s",
+            Metric::Prefill | Metric::Decode | Metric::BatchDecode => "tokens/s",
             Metric::PeakMemory => "bytes",
         }
     }
@@ -97,12 +105,13 @@ impl Metric {
             Metric::FirstToken => "first token".into(),
             Metric::Prefill => format!("prefill {prompt}"),
             Metric::Decode => format!("decode after {prompt}"),
+            Metric::BatchDecode => format!("batch after {prompt}"),
             Metric::PeakMemory => "peak memory".into(),
         }
     }
 
     pub fn more_is_better(self) -> bool {
-        matches!(self, Metric::Prefill | Metric::Decode)
+        matches!(self, Metric::Prefill | Metric::Decode | Metric::BatchDecode)
     }
 }
 

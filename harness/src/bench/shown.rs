@@ -43,8 +43,11 @@ pub fn columns(result: &BenchResult) -> Vec<(Metric, usize)> {
     let shortest = prompts.iter().min().copied().unwrap_or(0);
     let prefill = long.map(|p| (Metric::Prefill, *p));
     let decode = prompts.iter().map(|p| (Metric::Decode, *p));
+    let has_batch =
+        |p: &&usize| result.rows.iter().any(|r| (r.metric, r.prompt) == (Metric::BatchDecode, **p));
+    let batch = prompts.iter().filter(has_batch).map(|p| (Metric::BatchDecode, *p));
     let once = [(Metric::FirstToken, shortest), (Metric::Load, 0), (Metric::PeakMemory, 0)];
-    prefill.chain(decode).chain(once).collect()
+    prefill.chain(decode).chain(batch).chain(once).collect()
 }
 
 fn grid(result: &BenchResult, job: Job) -> Grid {
@@ -52,7 +55,12 @@ fn grid(result: &BenchResult, job: Job) -> Grid {
     let mut header = vec!["engine".to_string()];
     header.extend(columns.iter().map(|(metric, prompt)| metric.of(*prompt)));
     let judged = if is_narrow(job.precision) { "noise" } else { "error" };
-    header.extend([format!("{judged} (bound)"), "same top".into(), "KL".into()]);
+    header.extend([
+        format!("{judged} (bound)"),
+        "same top".into(),
+        "KL".into(),
+        "perplexity".into(),
+    ]);
     let mut rows = Vec::new();
     for engine in &result.engines {
         let of =
@@ -68,6 +76,7 @@ fn grid(result: &BenchResult, job: Job) -> Grid {
         row.push(format!("{:.1e} ({:.1e})", check.judged(job.precision), check.bound));
         row.push(format!("{}/{}", check.same_top, check.steps));
         row.push(format!("{:.1e}", check.kl));
+        row.push(format!("{:.4}×", check.perplexity / check.oracle_perplexity));
         rows.push(row);
     }
     if !rows.is_empty() {
@@ -106,7 +115,7 @@ fn limits(result: &BenchResult, job: Job) -> Option<Vec<String>> {
     let limits: Vec<Option<String>> = columns(result).iter().map(of).collect();
     limits.iter().any(Option::is_some).then(|| {
         let cells = limits.into_iter().map(|cell| cell.unwrap_or_default());
-        let none = std::iter::repeat_n(String::new(), 3);
+        let none = std::iter::repeat_n(String::new(), 4);
         std::iter::once("machine's limit".to_string()).chain(cells).chain(none).collect()
     })
 }
@@ -114,8 +123,14 @@ fn limits(result: &BenchResult, job: Job) -> Option<Vec<String>> {
 /// What the figures are.
 pub fn legend(result: &BenchResult) -> String {
     let settings = &result.settings;
+    let batch = match result.rows.iter().find(|row| row.metric == Metric::BatchDecode) {
+        Some(row) => {
+            format!("; batch: of {} at once, all their tokens", count(row.batch, "sequence"))
+        }
+        None => String::new(),
+    };
     format!(
-        "prefill and decode in tokens/s, {} decoded; median of {}, asked in turn; ±: half of the range; ×: how many \
+        "prefill and decode in tokens/s, {} decoded{batch}; median of {}, asked in turn; ±: half of the range; ×: how many \
          times as good {} is",
         count(settings.decode, "token"),
         count(settings.rounds, "round"),
@@ -133,8 +148,13 @@ pub fn machine(result: &BenchResult) -> Vec<String> {
         count(machine.cores, "core")
     )];
     for (threads, read) in &machine.read_gb_s {
-        let operations = machine.f32_gflop_s.get(threads);
-        let operations = operations.map(|o| format!(", {o:.0} GFLOP/s in f32")).unwrap_or_default();
+        let rates = [
+            (&machine.f32_gflop_s, "GFLOP/s in f32"),
+            (&machine.bf16_gflop_s, "GFLOP/s in bf16"),
+            (&machine.int8_gop_s, "GOP/s in int8"),
+        ];
+        let rates = rates.iter().filter_map(|(rates, unit)| Some((rates.get(threads)?, unit)));
+        let operations: String = rates.map(|(rate, unit)| format!(", {rate:.0} {unit}")).collect();
         lines.push(format!(
             "limits of {}: {read:.1} GB/s read{operations}",
             count(*threads, "thread")

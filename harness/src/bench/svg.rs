@@ -56,6 +56,9 @@ pub fn chart(result: &BenchResult) -> anyhow::Result<String> {
             }
             let what = match metric {
                 Metric::Prefill => format!("prefill of {prompt}"),
+                Metric::BatchDecode => {
+                    format!("decode of {} at once after {prompt}", result.settings.batch)
+                }
                 _ => format!("decode after {prompt}"),
             };
             let panel = panel(result, &rows, format!("{}: {what}, tokens/s", grid.job), y);

@@ -40,6 +40,10 @@ pub struct Check {
     pub bound: f64,
     /// The mean of Σ p·ln(p/q) of the next token's probabilities, p the oracle's, in nats.
     pub kl: f64,
+    /// e to the mean of −ln of the probability of the token that comes next, the oracle's likeliest.
+    pub perplexity: f64,
+    /// The oracle's own.
+    pub oracle_perplexity: f64,
     /// At how many of `steps` the likeliest token is the oracle's.
     pub same_top: usize,
     pub steps: usize,
@@ -90,6 +94,7 @@ pub fn judge(
         let rows = expected.iter().zip(found);
         rows.flat_map(|(expected, found)| expected.logits.iter().zip(found))
     };
+    let next = || expected.iter().flat_map(|e| &e.forced);
     let error = pairs().map(|(p, q)| mixed_error(p, q)).fold(0.0, f64::max);
     let noise = pairs().map(|(p, q)| relative_noise(p, q)).fold(0.0, f64::max);
     let steps = pairs().count();
@@ -101,6 +106,8 @@ pub fn judge(
         noise,
         bound,
         kl,
+        perplexity: perplexity(next(), found.iter().flatten()),
+        oracle_perplexity: perplexity(next(), expected.iter().flat_map(|e| &e.logits)),
         same_top: pairs().filter(|(p, q)| argmax(p) == argmax(q)).count(),
         steps,
     };
@@ -130,6 +137,15 @@ fn bound(precision: Precision, layers: usize, deviations: &[Deviation]) -> f64 {
         Precision::Int8 => 6.0 / 127.0 / 12f64.sqrt(),
     };
     AMPLIFIED * rounding * (8.0 * layers as f64 + 2.0).sqrt()
+}
+
+fn perplexity<'a>(
+    tokens: impl Iterator<Item = &'a u32>,
+    logits: impl Iterator<Item = &'a Vec<f64>>,
+) -> f64 {
+    let surprise: Vec<f64> =
+        tokens.zip(logits).map(|(&token, logits)| -softmax(logits)[token as usize].ln()).collect();
+    (surprise.iter().sum::<f64>() / surprise.len() as f64).exp()
 }
 
 /// The largest |found − expected| / max(1, |expected|); infinite where there is something else than numbers.

@@ -147,6 +147,7 @@ impl Collection<'_> {
             sampling: if drop_sampling { Sampling::default() } else { case.sampling },
             inject,
             out_dir: out_dir.clone(),
+            ..RunRequest::default()
         };
         let forced = request.forced_ids.clone();
         let (Some(session), Some(bundle)) = (&mut self.session, &mut self.bundle) else {

@@ -25,7 +25,7 @@ pub enum Request {
     Cancel { id: String },
 }
 
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRequest {
     pub id: String,
     pub ids: Vec<u32>,
@@ -45,6 +45,37 @@ pub struct RunRequest {
     /// Empty where nothing is captured, and none was given.
     #[serde(default)]
     pub out_dir: PathBuf,
+    /// More sequences, computed at the same time in the same way (capability `batch`). Nothing is captured then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Vec<u32>>,
+    /// Whether `done` shall have a text. Without it no tokenizer need be loaded.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub text: bool,
+}
+
+impl Default for RunRequest {
+    fn default() -> Self {
+        RunRequest {
+            id: String::new(),
+            ids: Vec::new(),
+            points: Vec::new(),
+            max_new_tokens: 0,
+            forced_ids: None,
+            sampling: Sampling::default(),
+            inject: Vec::new(),
+            out_dir: PathBuf::new(),
+            beside: Vec::new(),
+            text: true,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(yes: &bool) -> bool {
+    *yes
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -210,6 +241,9 @@ pub struct DoneMessage {
     pub generated: Vec<u32>,
     #[serde(default)]
     pub text: Option<String>,
+    /// What the sequences of `beside` went on with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Vec<u32>>,
     #[serde(default)]
     pub seconds: Seconds,
 }
