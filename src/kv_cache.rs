@@ -189,18 +189,31 @@ impl LayerCache {
 
     /// The first `len` keys as `[H, S, D]`: a copy, for probes.
     pub fn keys(&self, len: usize) -> Array3<f32> {
-        let shape = self.shape;
-        Array3::from_shape_fn((shape.heads, len, shape.head_dim), |(h, s, d)| {
-            shape.get(&self.keys[h * shape.key_words()..], shape.key(s, d))
-        })
+        self.copied(&self.keys, self.shape.key_words(), len, Shape::key)
     }
 
     /// The first `len` values as `[H, S, D]`: a copy, for probes.
     pub fn values(&self, len: usize) -> Array3<f32> {
+        self.copied(&self.values, self.shape.value_words(), len, Shape::value)
+    }
+
+    /// `[H, S, D]` out of heads of `size` words, in which `at` says where a number is.
+    fn copied(
+        &self,
+        words: &[u32],
+        size: usize,
+        len: usize,
+        at: fn(Shape, usize, usize) -> (usize, usize),
+    ) -> Array3<f32> {
         let shape = self.shape;
-        Array3::from_shape_fn((shape.heads, len, shape.head_dim), |(h, s, d)| {
-            shape.get(&self.values[h * shape.value_words()..], shape.value(s, d))
-        })
+        let mut values = Vec::with_capacity(shape.heads * len * shape.head_dim);
+        for head in words.chunks_exact(size) {
+            for s in 0..len {
+                values.extend((0..shape.head_dim).map(|d| shape.get(head, at(shape, s, d))));
+            }
+        }
+        let dims = (shape.heads, len, shape.head_dim);
+        Array3::from_shape_vec(dims, values).expect("as many as the shape says")
     }
 
     /// Head `h`'s keys of positions 64·`block` to 64·`block`+63: columns; D inputs.

@@ -74,7 +74,12 @@ impl<F: FnMut(usize, Point, Tensor) -> Result<()> + Send> Probe for Recorder<F> 
     }
 
     fn tensor(&mut self, point: Point, value: ArrayViewMutD<'_, f32>) -> Result<()> {
-        let copy = Tensor::f32(value.shape().to_vec(), value.iter().copied().collect());
+        // What passes is in rows nearly always: one long copy.
+        let values = match value.as_slice() {
+            Some(values) => values.to_vec(),
+            None => value.iter().copied().collect(),
+        };
+        let copy = Tensor::f32(value.shape().to_vec(), values);
         (self.keep)(self.step, point, copy)
     }
 

@@ -52,6 +52,7 @@ pub mod machine;
 pub mod merge;
 pub mod nightly;
 pub mod oracle;
+mod parallel;
 pub mod partition;
 pub mod plan;
 pub mod points_cmd;

@@ -38,9 +38,13 @@ pub struct Span<'a> {
 pub fn split_heads(qkv: &[f32], heads: usize, head_dim: usize) -> [Array3<f32>; 3] {
     let width = 3 * heads * head_dim;
     std::array::from_fn(|part| {
-        Array3::from_shape_fn((heads, qkv.len() / width, head_dim), |(h, t, d)| {
-            qkv[t * width + (part * heads + h) * head_dim + d]
-        })
+        let mut values = Vec::with_capacity(qkv.len() / 3);
+        for h in 0..heads {
+            for row in qkv.chunks_exact(width) {
+                values.extend_from_slice(&row[(part * heads + h) * head_dim..][..head_dim]);
+            }
+        }
+        Array3::from_shape_vec((heads, qkv.len() / width, head_dim), values).expect("whole rows")
     })
 }
 
@@ -49,8 +53,8 @@ pub fn join_heads(parts: &[Array3<f32>], qkv: &mut [f32]) {
     for (part, values) in parts.iter().enumerate() {
         let (heads, tokens, head_dim) = values.dim();
         let width = qkv.len() / tokens.max(1);
-        for ((h, t, d), &value) in values.indexed_iter() {
-            qkv[t * width + (part * heads + h) * head_dim + d] = value;
+        for ((h, t), row) in rows(values.view()) {
+            qkv[t * width + (part * heads + h) * head_dim..][..head_dim].copy_from_slice(row);
         }
     }
 }
@@ -58,9 +62,16 @@ pub fn join_heads(parts: &[Array3<f32>], qkv: &mut [f32]) {
 /// Puts the heads side by side: `[H, T, D]` to `[T, E]`.
 pub fn merge_heads(x: ArrayView3<'_, f32>, out: &mut [f32]) {
     let (heads, _, head_dim) = x.dim();
-    for ((h, t, d), &value) in x.indexed_iter() {
-        out[(t * heads + h) * head_dim + d] = value;
+    for ((h, t), row) in rows(x) {
+        out[(t * heads + h) * head_dim..][..head_dim].copy_from_slice(row);
     }
+}
+
+/// The rows of `[H, T, D]`, which is in standard layout.
+fn rows(x: ArrayView3<'_, f32>) -> impl Iterator<Item = ((usize, usize), &[f32])> {
+    let (_, tokens, head_dim) = x.dim();
+    let values = x.to_slice().expect("heads are in standard layout");
+    values.chunks_exact(head_dim).enumerate().map(move |(i, row)| ((i / tokens, i % tokens), row))
 }
 
 /// Contexts of the newest tokens of one or more sequences: `softmax(q · kᵀ · scale) · v`, over the keys that each

@@ -205,7 +205,7 @@ impl Contest<'_> {
             }
             let machine = self.rounds(job, &mut runners)?;
             self.cold_starts(job, &mut runners)?;
-            self.keep(job, &mut runners, &machine);
+            self.keep(job, &runners, &machine);
             self.machine.push((job, machine));
             for runner in runners {
                 runner.live.finish();
@@ -367,12 +367,7 @@ impl Contest<'_> {
     }
 
     /// Rows of a wave, with ratios to the subject that was measured in the same wave.
-    fn keep(&mut self, job: Job, runners: &mut [Runner], machine: &Rates) {
-        for runner in runners.iter_mut() {
-            if let Some(bytes) = measure::peak_memory(runner.live.process_id()) {
-                runner.keep(Metric::PeakMemory, 0, bytes as f64);
-            }
-        }
+    fn keep(&mut self, job: Job, runners: &[Runner], machine: &Rates) {
         let ours = runners.iter().find(|runner| runner.entrant == 0).map(|r| &r.samples);
         for Runner { entrant, samples, .. } in runners.iter() {
             for ((metric, prompt), values) in samples {
@@ -518,6 +513,14 @@ fn ask(
             runner.keep(Metric::Prefill, length, length as f64 / times.prefill);
             runner.keep(Metric::Decode, length, decode as f64 / times.decode);
         }
+    }
+    // What one sequence takes, before there are several.
+    if runner.samples.keys().all(|(metric, _)| *metric != Metric::PeakMemory)
+        && let Some(bytes) = measure::peak_memory(runner.live.process_id())
+    {
+        runner.keep(Metric::PeakMemory, 0, bytes as f64);
+    }
+    for expected in expected {
         if let Some(batch) = &mut runner.batch {
             std::thread::sleep(PAUSE);
             let times = batch.ask(&mut runner.live, &expected.ids, plan)?;

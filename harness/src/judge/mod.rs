@@ -41,6 +41,7 @@ use self::oracle_rows::OracleRows;
 use crate::compare::{Comparison, Numbers, excerpt};
 use crate::evidence::{Case, Evidence, FaultKind, Plan};
 use crate::oracle::{Continuation, Truth};
+use crate::parallel;
 use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
 pub use overall::conclude;
@@ -96,15 +97,19 @@ pub fn judge(
     let bar = options.progress.steps("comparing", "case", plan.cases.len());
     for (n, case) in plan.cases.iter().enumerate() {
         bar.set(n as u64);
-        for step in 0..case.steps() {
-            for point in plan.points.iter().filter(|p| p.stage != Stage::Generated) {
-                let mut place = Place::new(plan, evidence, options, case, step, *point);
-                place.oracle = truth.continuations.get(&case.name);
-                pairs::rows(&place, &oracle_rows, &mut rows);
-                own::rows(&place, &mut rows);
-                rows.extend_from_slice(oracle_rows.at(&case.name, step, *point));
-            }
-        }
+        let points = || plan.points.iter().filter(|p| p.stage != Stage::Generated);
+        let places: Vec<(usize, Point)> =
+            (0..case.steps()).flat_map(|step| points().map(move |point| (step, *point))).collect();
+        let found = parallel::map(&places, |&(step, point)| {
+            let mut rows = Vec::new();
+            let mut place = Place::new(plan, evidence, options, case, step, point);
+            place.oracle = truth.continuations.get(&case.name);
+            pairs::rows(&place, &oracle_rows, &mut rows);
+            own::rows(&place, &mut rows);
+            rows.extend_from_slice(oracle_rows.at(&case.name, step, point));
+            rows
+        });
+        rows.extend(found.into_iter().flatten());
         if plan.points.iter().any(|p| p.stage == Stage::Generated) {
             tokens::generation_rows(evidence, truth, &oracle_rows, case, &mut rows);
         }

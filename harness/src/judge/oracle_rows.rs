@@ -6,7 +6,6 @@
 //! implementations, cases and steps, so that a layer's weights are widened once.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llorch_trace::{Class, Point, Stage};
 
@@ -18,6 +17,7 @@ use crate::compare::{Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence, Plan};
 use crate::oracle::replay::{context_from_scores, inputs_of};
 use crate::oracle::{Job, Oracle, Replayed, Trace, Truth};
+use crate::parallel;
 use crate::result::{Deviates, Role, Row, RowKind, Verdict};
 
 /// Rows by case, step and point; each has one row for every implementation that gave the tensor.
@@ -51,34 +51,20 @@ impl OracleRows {
             // Of the continuation only the last logits are known; nothing else need be read.
             points.retain(|p| p.stage == Stage::LogitsLast);
         }
-        let next = AtomicUsize::new(0);
         let bar = options.progress.steps("recomputing stages", "point", points.len());
         bar.set(0);
-        // Points are independent of one another: a thread takes the next that nobody has.
-        let work = || {
+        // Points are independent of one another.
+        let parts = parallel::map(&points, |point| {
             let mut found = OracleRows::default();
-            while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
-                found.take_point(plan, evidence, truth, &traces, options, *point);
-                bar.add(1);
-            }
+            found.take_point(plan, evidence, truth, &traces, options, *point);
+            bar.add(1);
             found
-        };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let mut found = OracleRows::default();
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut parts = vec![work()];
-            for other in others {
-                match other.join() {
-                    Ok(rows) => parts.push(rows),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            for part in parts {
-                found.rows.extend(part.rows);
-                found.floors.extend(part.floors);
-            }
         });
+        let mut found = OracleRows::default();
+        for part in parts {
+            found.rows.extend(part.rows);
+            found.floors.extend(part.floors);
+        }
         found.attribute_deviations(plan, evidence);
         if let Some(subject) = evidence.iter().find(|e| e.role == Role::Subject) {
             for (key, rows) in &mut found.rows {
@@ -250,7 +236,7 @@ fn traces(plan: &Plan, oracle: &Oracle) -> BTreeMap<String, Trace> {
         // The oracle has been through this case before, so that nothing is refused here.
         Some((case.name.clone(), oracle.trace(&case.ids, fed).ok()?))
     };
-    plan.cases.iter().filter_map(trace).collect()
+    parallel::map(&plan.cases, trace).into_iter().flatten().collect()
 }
 
 /// One result for each tensor of each place, in that order; None where an input is missing.

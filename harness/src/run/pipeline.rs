@@ -25,6 +25,7 @@ use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
 use crate::lineup::{Contact, file_name};
 use crate::machine::Machine;
 use crate::oracle::{Oracle, Truth};
+use crate::parallel;
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
 use crate::result::{Means, Role, RunResult, Unchecked, UncheckedKind, Verdict};
@@ -316,10 +317,13 @@ impl Run<'_> {
         let began = Instant::now();
         let oracle = Oracle::open(&self.plan.model_dir).map_err(|e| e.to_string())?;
         let bar = self.progress.steps("oracle", "case", self.plan.cases.len());
-        for (n, case) in self.plan.cases.iter_mut().enumerate() {
-            bar.set(n as u64);
+        let continuations = parallel::map(&self.plan.cases, |case| {
             bar.detail(&case.name);
             let continuation = oracle.continue_greedily(&case.ids, case.max_new_tokens);
+            bar.add(1);
+            continuation
+        });
+        for (case, continuation) in self.plan.cases.iter_mut().zip(continuations) {
             let continuation = continuation.map_err(|e| e.to_string())?;
             case.forced_ids.clone_from(&continuation.ids);
             self.truth.continuations.insert(case.name.clone(), continuation);
