@@ -43,7 +43,7 @@ fn says_who_it_is_and_what_it_can() {
     );
     let capabilities = answers[0]["capabilities"].as_array().unwrap();
     for capability in
-        ["capture", "tokenize", "generate", "inject", "sample", "draw", "deterministic"]
+        ["capture", "tokenize", "generate", "inject", "sample", "draw", "batch", "deterministic"]
     {
         assert!(capabilities.contains(&capability.into()), "{capability}");
     }
@@ -267,6 +267,40 @@ impl Write for Answers {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+#[test]
+fn several_sequences_go_on_as_each_does_alone() {
+    let (model, out) = (tiny(), tempfile::tempdir().unwrap());
+    let sampling = json!({"temperature": 1.5, "top_k": 0, "top_p": 1, "seed": 3});
+    let run = |ids: Value| json!({"type": "run", "id": "a", "ids": ids, "max_new_tokens": 12, "sampling": sampling});
+    let with = |key: &str, value: Value| {
+        let mut request = run(json!([1, 2]));
+        request["beside"] = json!([[3], [4, 5, 6]]);
+        request[key] = value;
+        request
+    };
+    let mut watched = with("points", json!(["tokens"]));
+    watched["out_dir"] = json!(out.path());
+    let answers = talk(&[
+        load(model.path()),
+        run(json!([1, 2])),
+        run(json!([3])),
+        run(json!([4, 5, 6])),
+        with("text", json!(false)),
+        with("beside", json!([[3], []])),
+        watched,
+        run(json!([1, 2])),
+    ]);
+    let alone: Vec<&Value> = answers[1..4].iter().map(|a| &a["generated"]).collect();
+    assert_eq!(&answers[4]["generated"], alone[0]);
+    assert_eq!(answers[4]["beside"], json!([alone[1], alone[2]]));
+    assert!(answers[4]["seconds"]["decode"].as_f64().unwrap() > 0.0);
+    for refused in &answers[5..7] {
+        assert_eq!(refused["class"], "input", "{refused}");
+    }
+    assert_eq!(&answers[7]["generated"], alone[0], "what was refused left nothing behind");
+    assert!(answers[7].get("beside").is_none(), "{}", answers[7]);
 }
 
 #[test]

@@ -22,6 +22,10 @@ pub struct Plan {
 pub fn plan(request: &RunRequest, model: &dyn Model) -> Result<Plan> {
     check_ids(request, model)?;
     check_sampling(request)?;
+    if !request.beside.is_empty() {
+        let what = "failed to run several sequences at once: expected none in `beside`";
+        return Err(Failure::unsupported(what));
+    }
     let steps = request.max_new_tokens.max(1);
     let globs = PointSet::new(&request.points);
     let captured = all_points(model.dims().n_layer)

@@ -307,6 +307,11 @@ fn bad_requests_are_answered_and_the_next_one_works() {
         );
         assert!(error.message.contains(named), "{error:?}");
     }
+    let several = adapter.request(&[1], json!({"beside": [[2]]}));
+    let several = adapter.fails(&several);
+    assert_eq!(several.class, ErrorClass::Unsupported);
+    let without_text = adapter.run(&[1], json!({"max_new_tokens": 2, "text": false}));
+    assert_eq!((without_text.done.text, without_text.done.generated.len()), (None, 2));
     let unknown = adapter.fails(&json!({"type": "dance", "id": "d"}));
     assert_eq!((unknown.class, unknown.id.as_deref()), (ErrorClass::Unsupported, Some("d")));
     for line in ["{\n", "[]\n", "\u{0}\n", "{\"id\":3}\n"] {

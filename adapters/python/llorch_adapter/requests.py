@@ -35,7 +35,7 @@ class Run:
     sampling: Sampling
     inject: dict  # (point, step) -> (file, key)
     out_dir: Path | None
-    text: bool
+    text: bool = True
 
     @property
     def steps(self):

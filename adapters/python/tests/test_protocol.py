@@ -327,6 +327,13 @@ class Protocol(Adapter):
         if "inject" not in self.claims["capabilities"]:
             entry = {"point": "h.0", "step": 0, "file": "x.npy"}
             self.error("unsupported", self.client.run(PROMPT, id="i", inject=[entry])[1], "i")
+        if "batch" not in self.claims["capabilities"]:
+            self.error("unsupported", self.client.run(PROMPT, id="b", beside=[PROMPT])[1], "b")
+
+    def test_who_wants_no_text_gets_none(self):
+        _, done = self.client.run(PROMPT, max_new_tokens=2, text=False)
+        self.assertEqual((done["type"], done["text"], len(done["generated"])), ("done", None, 2))
+        self.error("input", self.client.run(PROMPT, id="t", text="no")[1], "t")
 
 
 class HfProtocol(Protocol, unittest.TestCase):
