@@ -50,7 +50,7 @@ const RECIPES: [(&str, &str); 7] = [
     ("h.*.attn.k", "second third of linear(ln_1, attn.c_attn); t (h d) -> h t d"),
     ("h.*.attn.v", "last third of linear(ln_1, attn.c_attn); t (h d) -> h t d"),
     ("h.*.attn.cache.k", "blocks of 64 positions, transposed; h (s/64) d 64 -> h s d"),
-    ("h.*.attn.cache.v", "rows by position; h s d"),
+    ("h.*.attn.cache.v", "rows by position, 64 dimensions at a time; h (d/64) s 64 -> h s d"),
     ("h.*.attn.scores", "q k^T / sqrt(d), summed over d; masked cells are -inf"),
     ("h.*.attn.context", "probs v; h t d -> t (h d)"),
 ];

@@ -63,6 +63,7 @@ impl Expected {
             points: vec![point.to_string()],
             max_new_tokens: STEPS,
             forced_ids: Some(self.forced.clone()),
+            without_text: true,
             ..Ask::default()
         };
         let captured = live.run(ask).map_err(|error| error.to_string())?;
