@@ -368,6 +368,28 @@ fn who_computes_in_less_than_f32_is_held_to_its_own_rounding_and_to_no_class() {
     }
 }
 
+/// What leaves the projection in f32 may be kept in the narrow dtype: that rounds once, not twice as far.
+#[test]
+fn a_cache_in_the_declared_dtype_is_one_rounding_off_its_keys() {
+    let bench = Bench::new();
+    let verdict = |off: f64| {
+        let kept = |point: Point, values: &mut Vec<f64>| {
+            if matches!(point.stage, Stage::CacheK | Stage::CacheV) {
+                for v in values {
+                    let rounded = crate::compare::round(*v, Dtype::BF16);
+                    *v += off * (rounded - *v);
+                }
+            }
+        };
+        let mut ours = bench.evidence("ours", Role::Subject, &kept);
+        ours.computes = Some(Dtype::BF16);
+        let reference = bench.evidence("ref", Role::Reference, &honest);
+        find(&bench.judge(&[ours, reference]), "ours", "h.1.attn.cache.k", 0).verdict
+    };
+    assert_eq!(verdict(1.0), Verdict::Pass);
+    assert_eq!(verdict(3.0), Verdict::Fail);
+}
+
 #[test]
 fn the_same_numbers_declared_as_f32_fail() {
     let bench = Bench::new();

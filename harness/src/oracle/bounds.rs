@@ -20,6 +20,11 @@ const U64: f64 = 1.0 / (1u64 << 53) as f64;
 /// What narrower dtypes are added up in.
 const U32: f64 = 1.0 / (1u64 << 24) as f64;
 
+/// Less than f32 has, the oracle's own roundoff besides.
+fn is_narrow(u: f64) -> bool {
+    u > 2.0 * U32
+}
+
 /// The two bounds of one element.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pair {
@@ -58,12 +63,19 @@ pub fn gamma(n: usize, u: f64) -> f64 {
 /// and inputs that are captured wider than they are read), the result once, and the sum is f32's. That is
 /// 3u + γₙ(f32) at most. γₙ of the narrow u itself would say nothing: bf16 reaches n·u = 1 at 256 terms.
 pub fn relative(n: usize, u: f64) -> Pair {
-    if u > 2.0 * U32 {
+    if is_narrow(u) {
         let bound = 3.0 * u + gamma(n, U32);
         return Pair { band: bound, bound };
     }
     let bound = gamma(n, u);
     Pair { band: bound.min(3.0 * (n as f64).sqrt() * (u + U64)), bound }
+}
+
+/// A number that is only put away. In f32 and wider that changes nothing; who computes in less rounds it
+/// once to that, where it was wider before.
+pub fn storage(u: f64, value: f64) -> Pair {
+    let off = if is_narrow(u) { u * value.abs() } else { 0.0 };
+    Pair { band: off, bound: off }
 }
 
 /// A sum of n roundings on its longest path whose absolute terms add up to `magnitude`.

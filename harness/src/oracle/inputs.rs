@@ -4,7 +4,7 @@
 use llorch_trace::{Point, Stage};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, concatenate};
 
-use super::bounds::Pair;
+use super::bounds;
 use super::replay::{BoundKind, Replayed};
 use crate::compare::Numbers;
 
@@ -81,13 +81,14 @@ pub fn keys(job: &Job<'_>, cache: Stage, layer: usize) -> Option<Array3<f64>> {
     })
 }
 
-/// The k or v of all steps so far, one after another: [H, S, D].
+/// The k or v of all steps so far, one after another: [H, S, D]. Who computes in less than f32 may keep
+/// them in that dtype though they left the projection wider: one rounding each.
 pub(super) fn cached(job: &Job<'_>, own: Point) -> Option<Replayed> {
     let parts: Vec<Array3<f64>> =
         (0..=job.step).map(|step| heads(&Job { step, ..*job }, own)).collect::<Option<_>>()?;
     let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
     let value = concatenate(Axis(1), &views).ok()?;
-    let bounds = vec![Pair { band: 0.0, bound: 0.0 }; value.len()];
+    let bounds = value.iter().map(|x| bounds::storage(job.u, *x)).collect();
     Some(Replayed { value: Numbers::of_array(value.into_dyn()), bounds, kind: BoundKind::Exact })
 }
 
