@@ -67,49 +67,23 @@ pub fn generate<P: Probe>(
     probe: &mut P,
     mut on_token: impl FnMut(&Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    check(model, prompt, options)?;
-    cache.truncate(0);
-    let mut sampler = Sampler::new(options.sampling)?;
-    let mut history = prompt.to_vec();
-    let mut done = Generation {
-        ids: Vec::with_capacity(options.max_new_tokens),
-        finish: Finish::Length,
-        prefill: Duration::ZERO,
-        decode: Duration::ZERO,
-    };
-    let mut feed = prompt.to_vec();
+    let mut going = Going::new(model, cache, prompt, options)?;
     for step in 0..options.max_new_tokens.max(1) {
         let started = Instant::now();
         probe.begin_step(step);
-        let logits = model.forward(&feed, cache, Rows::Last, probe)?; // [1, V]
+        let ids = &going.history[going.fed..];
+        let logits = model.forward(ids, going.cache, Rows::Last, probe)?; // [1, V]
         let logits = logits.row(0).to_vec(); // [V]
-        let chosen = choose(&logits, &history, &mut sampler, probe);
-        let spent = started.elapsed();
-        if step == 0 {
-            done.prefill = spent;
-        } else {
-            done.decode += spent;
-        }
-        if options.max_new_tokens == 0 {
-            break;
-        }
-        let id = match &options.forced_ids {
-            Some(forced) => forced[step],
-            None => chosen?,
-        };
-        done.ids.push(id);
-        history.push(id);
-        feed = vec![id];
+        let chosen = going.choose(&logits, probe);
+        let Some(id) = going.go_on(step, chosen, started.elapsed())? else { break };
         if on_token(&Step { step, id, logits: &logits }).is_break() {
-            done.finish = Finish::Cancelled;
-            break;
+            going.done.finish = Finish::Cancelled;
         }
-        if options.stop_ids.contains(&id) {
-            done.finish = Finish::StopId;
+        if !going.is_on() {
             break;
         }
     }
-    Ok(done)
+    Ok(going.done)
 }
 
 /// Continues several prompts at once, each in a cache of its own and as [`generate`] would: every weight is read once a step
@@ -125,60 +99,36 @@ pub fn generate_batch(
     mut on_step: impl FnMut() -> ControlFlow<()>,
 ) -> Result<Vec<Generation>> {
     assert_eq!(caches.len(), prompts.len(), "a cache for each prompt");
-    prompts.iter().try_for_each(|prompt| check(model, prompt, options))?;
-    let going = caches.iter_mut().zip(prompts).map(|(cache, prompt)| {
-        cache.truncate(0);
-        let sampler = Sampler::new(options.sampling)?;
-        let done = Generation {
-            ids: Vec::with_capacity(options.max_new_tokens),
-            finish: Finish::Length,
-            prefill: Duration::ZERO,
-            decode: Duration::ZERO,
-        };
-        Ok(Going { cache, history: prompt.to_vec(), fed: 0, sampler, done })
-    });
-    let mut going = going.collect::<Result<Vec<Going<'_>>>>()?;
+    let going = caches.iter_mut().zip(prompts);
+    let going = going.map(|(cache, prompt)| Going::new(model, cache, prompt, options));
+    let mut going = going.collect::<Result<Vec<_>>>()?;
     for step in 0..options.max_new_tokens.max(1) {
         let started = Instant::now();
-        let is_on = |g: &Going<'_>| g.done.finish == Finish::Length;
-        let batch = going.iter_mut().filter(|g| is_on(g)).map(|g| {
+        let batch = going.iter_mut().filter(|g| g.is_on()).map(|g| {
             let ids = &g.history[g.fed..];
             Sequence { ids, cache: &mut *g.cache, rows: Rows::Last }
         });
         let logits = model.forward_batch(&mut batch.collect::<Vec<_>>())?; // [B, V]
         let mut chosen = Vec::new();
-        for (g, logits) in going.iter_mut().filter(|g| is_on(g)).zip(logits.rows()) {
+        for (g, logits) in going.iter_mut().filter(|g| g.is_on()).zip(logits.rows()) {
             let logits = logits.as_slice().expect("rows are in standard layout");
-            chosen.push(choose(logits, &g.history, &mut g.sampler, &mut NoProbe));
+            chosen.push(g.choose(logits, &mut NoProbe));
         }
         let spent = started.elapsed();
-        for (g, chosen) in going.iter_mut().filter(|g| is_on(g)).zip(chosen) {
-            *(if step == 0 { &mut g.done.prefill } else { &mut g.done.decode }) += spent;
-            if options.max_new_tokens == 0 {
-                continue;
-            }
-            let id = match &options.forced_ids {
-                Some(forced) => forced[step],
-                None => chosen?,
-            };
-            g.fed = g.history.len();
-            g.history.push(id);
-            g.done.ids.push(id);
-            if options.stop_ids.contains(&id) {
-                g.done.finish = Finish::StopId;
-            }
+        for (g, chosen) in going.iter_mut().filter(|g| g.is_on()).zip(chosen) {
+            g.go_on(step, chosen, spent)?;
         }
         if on_step().is_break() {
             going.iter_mut().for_each(|g| g.done.finish = Finish::Cancelled);
         }
-        if !going.iter().any(is_on) {
+        if !going.iter().any(Going::is_on) {
             break;
         }
     }
     Ok(going.into_iter().map(|g| g.done).collect())
 }
 
-/// One sequence of a batch.
+/// A sequence on its way.
 struct Going<'a> {
     cache: &'a mut KvCache,
     /// Its prompt and what it went on with.
@@ -186,7 +136,55 @@ struct Going<'a> {
     /// How many of those have been through the model.
     fed: usize,
     sampler: Sampler,
+    options: &'a Options,
     done: Generation,
+}
+
+impl<'a> Going<'a> {
+    fn new(
+        model: &Model,
+        cache: &'a mut KvCache,
+        prompt: &[u32],
+        options: &'a Options,
+    ) -> Result<Going<'a>> {
+        check(model, prompt, options)?;
+        cache.truncate(0);
+        let done = Generation {
+            ids: Vec::with_capacity(options.max_new_tokens),
+            finish: Finish::Length,
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+        };
+        let sampler = Sampler::new(options.sampling)?;
+        Ok(Going { cache, history: prompt.to_vec(), fed: 0, sampler, options, done })
+    }
+
+    fn is_on(&self) -> bool {
+        self.done.finish == Finish::Length
+    }
+
+    fn choose<P: Probe>(&mut self, logits: &[f32], probe: &mut P) -> Result<u32> {
+        choose(logits, &self.history, &mut self.sampler, probe)
+    }
+
+    /// Takes the token that was chosen, or the one that is forced in its place; None where none is wanted.
+    fn go_on(&mut self, step: usize, chosen: Result<u32>, spent: Duration) -> Result<Option<u32>> {
+        *(if step == 0 { &mut self.done.prefill } else { &mut self.done.decode }) += spent;
+        if self.options.max_new_tokens == 0 {
+            return Ok(None);
+        }
+        let id = match &self.options.forced_ids {
+            Some(forced) => forced[step],
+            None => chosen?,
+        };
+        self.fed = self.history.len();
+        self.history.push(id);
+        self.done.ids.push(id);
+        if self.options.stop_ids.contains(&id) {
+            self.done.finish = Finish::StopId;
+        }
+        Ok(Some(id))
+    }
 }
 
 /// Whether `generate` would accept this, without computing anything.

@@ -148,9 +148,8 @@ fn read_lines(
 
 struct Loaded {
     model: Model,
-    cache: KvCache,
-    /// Of the sequences beside the first.
-    more_caches: Vec<KvCache>,
+    /// One for each sequence that has run at once, so that the first is always there.
+    caches: Vec<KvCache>,
     tokenizer: LazyTokenizer,
 }
 
@@ -237,7 +236,7 @@ impl<W: Write + Send> Adapter<'_, W> {
     }
 
     fn run(&mut self, request: RunRequest) -> Result<std::io::Result<Response>, Failure> {
-        let Loaded { model, cache, more_caches, tokenizer } = loaded(&mut self.loaded)?;
+        let Loaded { model, caches, tokenizer } = loaded(&mut self.loaded)?;
         let options = Options {
             max_new_tokens: request.max_new_tokens,
             sampling: sampling(&request.sampling),
@@ -252,10 +251,11 @@ impl<W: Write + Send> Adapter<'_, W> {
         if cancelled.contains(id) {
             return Err(cancelled_failure());
         }
-        let on_token = |_: &crate::generate::Step<'_>| match cancelled.contains(id) {
+        let on_step = || match cancelled.contains(id) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
+        let on_token = |_: &crate::generate::Step<'_>| on_step();
         let mut gone = None;
         let mut beside = Vec::new();
         let generated = if !request.beside.is_empty() {
@@ -265,21 +265,14 @@ impl<W: Write + Send> Adapter<'_, W> {
             }
             let prompts: Vec<&[u32]> =
                 std::iter::once(&request.ids).chain(&request.beside).map(Vec::as_slice).collect();
-            more_caches.resize_with(request.beside.len(), || model.new_cache());
-            // The first cache goes to the others for as long as this takes.
-            more_caches.insert(0, std::mem::replace(cache, model.new_cache()));
-            let on_step = || match cancelled.contains(id) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            };
-            let all = generate_batch(model, more_caches, &prompts, &options, on_step);
-            *cache = more_caches.remove(0);
+            caches.resize_with(prompts.len(), || model.new_cache());
+            let all = generate_batch(model, caches, &prompts, &options, on_step);
             all.map(|mut all| {
                 beside = all.split_off(1).into_iter().map(|generation| generation.ids).collect();
                 all.remove(0)
             })
         } else if points.is_empty() && request.inject.is_empty() {
-            generate(model, cache, &request.ids, &options, &mut NoProbe, on_token)
+            generate(model, &mut caches[0], &request.ids, &options, &mut NoProbe, on_token)
         } else {
             let n_layer = model.config().n_layer;
             let captures = || all_points(n_layer).into_iter().any(|p| points.contains_point(p));
@@ -298,7 +291,8 @@ impl<W: Write + Send> Adapter<'_, W> {
                     Error::internal("answer", "standard output is closed")
                 })
             });
-            generate(model, cache, &request.ids, &options, &mut (injector, recorder), on_token)
+            let mut probe = (injector, recorder);
+            generate(model, &mut caches[0], &request.ids, &options, &mut probe, on_token)
         };
         if let Some(gone) = gone {
             return Ok(Err(gone));
@@ -418,9 +412,9 @@ fn load(dir: &Path, dtype: Precision, threads: usize) -> Result<Loaded, Failure>
         }
     };
     let model = Model::load(dir, format, threads)?;
-    let cache = model.new_cache();
+    let caches = vec![model.new_cache()];
     let tokenizer = LazyTokenizer { dir: dir.to_owned(), tokenizer: None };
-    Ok(Loaded { model, cache, more_caches: Vec::new(), tokenizer })
+    Ok(Loaded { model, caches, tokenizer })
 }
 
 /// Reads the tensors to be put in place; every point and step must be one that the run will reach.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use llorch_trace::protocol::{HelloResponse, Sampling};
-use llorch_trace::{Bundle, Dims, Dtype, Point, PointSet, Tensor};
+use llorch_trace::{Bundle, Dims, Dtype, MappedTensor, Point, PointSet};
 use serde::{Deserialize, Serialize};
 
 use crate::oracle::replay::inputs_of;
@@ -172,15 +172,15 @@ impl Evidence {
         self.hello.as_ref().is_some_and(|hello| !hello.deviations.is_empty())
     }
 
-    /// The tensor, if it was collected. A tensor that can't be read back is treated as absent by the
+    /// The tensor where it was kept, if it was collected. A tensor that can't be read back is treated as absent by the
     /// judge, which then names the fault.
-    pub fn tensor(&self, case: &str, step: usize, point: Point) -> Option<Tensor> {
+    pub fn tensor(&self, case: &str, step: usize, point: Point) -> Option<MappedTensor> {
         let bundle = self.bundle.as_ref()?;
         let name = point.to_string();
         if !bundle.contains(case, step, &name) {
             return None;
         }
-        bundle.get(case, step, &name).ok()
+        bundle.mapped(case, step, &name).ok()
     }
 
     /// The narrowest fault that covers this place.

@@ -101,27 +101,14 @@ pub const ROWS: usize = 6;
 /// their sums in registers.
 macro_rules! with_rows {
     ($rows:expr, $R:ident => $body:expr) => {
+        $crate::ops::simd::with_rows!($rows, $R => $body, 1, 2, 3, 4, 5)
+    };
+    ($rows:expr, $R:ident => $body:expr, $($few:literal),+) => {
         match $rows {
-            1 => {
-                const $R: usize = 1;
+            $($few => {
+                const $R: usize = $few;
                 $body
-            }
-            2 => {
-                const $R: usize = 2;
-                $body
-            }
-            3 => {
-                const $R: usize = 3;
-                $body
-            }
-            4 => {
-                const $R: usize = 4;
-                $body
-            }
-            5 => {
-                const $R: usize = 5;
-                $body
-            }
+            })+
             _ => {
                 const $R: usize = $crate::ops::simd::ROWS;
                 $body

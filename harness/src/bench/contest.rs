@@ -311,7 +311,8 @@ impl Contest<'_> {
                     broken.push((at, reason));
                 }
                 let took = began.elapsed().as_secs_f64();
-                if round == 0 && took > PATIENCE {
+                // The subject, which all ratios are of, is asked as often as was wanted.
+                if round == 0 && took > PATIENCE && runner.entrant != 0 {
                     let fitting = (PATIENCE * self.plan.rounds as f64 / took) as usize;
                     runner.rounds = fitting.clamp(1, self.plan.rounds);
                 }

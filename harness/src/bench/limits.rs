@@ -115,60 +115,44 @@ mod x86 {
 
     use super::{CHAINS, REPEATS};
 
+    /// A function that adds products to as many sums as hide the instruction's latency, and says how many operations
+    /// these were: so many products at a time, each multiplied and added.
+    macro_rules! in_chains {
+        ($name:ident, $features:literal, $products:literal,
+         $factor:ident = $value:expr, $sum:ident = $start:expr => $next:expr) => {
+            #[target_feature(enable = $features)]
+            pub fn $name() -> usize {
+                let $factor = $value;
+                let mut sums = [$start; CHAINS];
+                for _ in 0..REPEATS {
+                    for place in &mut sums {
+                        let $sum = *place;
+                        *place = $next;
+                    }
+                }
+                black_box(sums);
+                REPEATS * CHAINS * $products * 2
+            }
+        };
+    }
+
+    in_chains!(with_avx512, "avx512f", 16,
+        factor = _mm512_set1_ps(black_box(0.5)),
+        sum = factor => _mm512_fmadd_ps(sum, factor, factor));
+    in_chains!(with_avx2, "avx2,fma", 8,
+        factor = _mm256_set1_ps(black_box(0.5)),
+        sum = factor => _mm256_fmadd_ps(sum, factor, factor));
+    in_chains!(in_bf16, "avx512f,avx512bf16", 32,
+        factor = ones_in_bf16(black_box(0x3f80_3f80)),
+        sum = _mm512_set1_ps(0.5) => _mm512_dpbf16_ps(sum, factor, factor));
+    in_chains!(in_int8, "avx512f,avx512vnni", 64,
+        factor = _mm512_set1_epi32(black_box(0x0101_0101)),
+        sum = factor => _mm512_dpbusd_epi32(sum, factor, factor));
+
     #[target_feature(enable = "avx512f")]
-    pub fn with_avx512() -> usize {
-        let factor = _mm512_set1_ps(black_box(0.5));
-        let mut sums = [factor; CHAINS];
-        for _ in 0..REPEATS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-        REPEATS * CHAINS * 16 * 2
-    }
-
-    /// `vdpbf16ps`: 32 products at a time.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn in_bf16() -> usize {
-        let ones = _mm512_set1_epi32(black_box(0x3f80_3f80));
+    fn ones_in_bf16(pair: i32) -> __m512bh {
         // SAFETY: both are 64 bytes in which every pattern of bits is a value.
-        let factor: __m512bh = unsafe { std::mem::transmute(ones) };
-        let mut sums = [_mm512_set1_ps(0.5); CHAINS];
-        for _ in 0..REPEATS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-        REPEATS * CHAINS * 32 * 2
-    }
-
-    /// `vpdpbusd`: 64 products at a time.
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    pub fn in_int8() -> usize {
-        let ones = _mm512_set1_epi32(black_box(0x0101_0101));
-        let mut sums = [ones; CHAINS];
-        for _ in 0..REPEATS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbusd_epi32(*sum, ones, ones);
-            }
-        }
-        black_box(sums);
-        REPEATS * CHAINS * 64 * 2
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn with_avx2() -> usize {
-        let factor = _mm256_set1_ps(black_box(0.5));
-        let mut sums = [factor; CHAINS];
-        for _ in 0..REPEATS {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, factor, factor);
-            }
-        }
-        black_box(sums);
-        REPEATS * CHAINS * 8 * 2
+        unsafe { std::mem::transmute(_mm512_set1_epi32(pair)) }
     }
 }
 

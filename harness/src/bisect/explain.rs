@@ -7,7 +7,7 @@ use super::causes::Cause;
 use super::continuation::Continuation;
 use super::memory::Memory;
 use super::scan::Judged;
-use crate::compare::{Tolerance, compare};
+use crate::compare::{Cells, Tolerance, compare};
 use crate::judge::point_tolerance;
 use crate::oracle::Inputs;
 
@@ -41,7 +41,7 @@ fn explained(run: &Judged<'_>, causes: &[Cause]) -> Option<bool> {
         let Some(given) = memory.tensor(step, point) else { continue };
         let arrived = continued.tensor(step, point)?;
         let within = Tolerance::Mixed(point_tolerance(point));
-        let near = compare(&given, &arrived, within, |_| true).is_ok_and(|c| c.within());
+        let near = compare(&given, &arrived, within, &Cells::All).is_ok_and(|c| c.within());
         any = Some(any.unwrap_or(true) && near);
     }
     any

@@ -9,7 +9,7 @@ use llorch_trace::{Point, Stage};
 use super::continuation::Continuation;
 use super::memory::Memory;
 use super::scan::{Finding, Judged};
-use crate::compare::{Numbers, Tolerance, compare, is_visible};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::judge::point_tolerance;
 use crate::oracle::Inputs;
 use crate::result::{Row, RowKind, Verdict};
@@ -41,9 +41,9 @@ pub fn findings(run: &Judged<'_>) -> Vec<Finding> {
             let continued = Continuation::new(oracle, &read, &takes);
             let Some(expected) = continued.tensor(step, point) else { continue };
             let Some(given) = memory.tensor(step, point) else { continue };
-            let counts = |i: usize| is_visible(point.stage, &given.shape, i);
+            let cells = Cells::of(point.stage, &given.shape);
             let tolerance = Tolerance::Mixed(point_tolerance(point).max(1e-5));
-            let Ok(compared) = compare(&given, &expected, tolerance, counts) else { continue };
+            let Ok(compared) = compare(&given, &expected, tolerance, &cells) else { continue };
             if compared.within() {
                 continue;
             }

@@ -5,7 +5,7 @@ use llorch_trace::{Point, Stage};
 
 use super::memory::Memory;
 use super::scan::{Finding, Judged};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::judge::point_tolerance;
 use crate::oracle::Inputs;
 use crate::result::{Row, RowKind, Verdict};
@@ -51,7 +51,7 @@ fn chosen(run: &Judged<'_>, case: usize) -> Option<Finding> {
         let Some(given) = memory.tensor(step, last) else { continue };
         let expected = Numbers::f64(vec![logits.len()], logits.clone());
         let within = Tolerance::Mixed(point_tolerance(last));
-        let Ok(compared) = compare(&given, &expected, within, |_| true) else { continue };
+        let Ok(compared) = compare(&given, &expected, within, &Cells::All) else { continue };
         if compared.within() {
             continue;
         }

@@ -111,8 +111,8 @@ pub fn remove_after_reading(message: &TensorMessage, out_dir: &Path) {
 
 /// The first element that means anything and is NaN or infinite.
 pub fn first_non_finite(tensor: &Tensor, point: Point) -> Option<String> {
-    let counts = |i: usize| is_visible(point.stage, &tensor.shape, i);
-    let at = (0..tensor.len()).find(|&i| !tensor.get(i).is_finite() && counts(i))?;
+    let visible = |i: usize| is_visible(point.stage, &tensor.shape, i);
+    let at = (0..tensor.len()).find(|&i| !tensor.get(i).is_finite() && visible(i))?;
     Some(format!("{} at {:?}", tensor.get(at), tensor.unravel(at)))
 }
 

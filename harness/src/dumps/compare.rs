@@ -14,6 +14,7 @@ use super::show;
 use super::side::{Key, Side, Understood};
 use super::sizes::learn;
 use super::source::{self, LeftOut};
+use crate::parallel;
 use crate::report::Format;
 use crate::result::{Row, RunVerdict, Unchecked, Verdict};
 use crate::text::pattern;
@@ -134,8 +135,8 @@ pub fn compare(args: &Args) -> Result<Compared, CompareError> {
 fn open(args: &Args) -> Result<(Vec<Side>, Vec<LeftOut>), CompareError> {
     let said = args.config.as_deref().map(dims).transpose()?;
     let (mut raw, mut left_out) = (Vec::new(), Vec::new());
-    for path in &args.sources {
-        let opened = source::open(path)?;
+    for opened in parallel::map(&args.sources, |path| source::open(path)) {
+        let opened = opened?;
         raw.extend(opened.sources);
         left_out.extend(opened.left_out);
     }

@@ -4,11 +4,10 @@
 //! reads like the last block. So where a comparison fails, each tensor is held against the other
 //! side's tensors of other names, transposed, and multiplied by a constant.
 
-use crate::compare::is_visible;
 use llorch_trace::Stage;
 
 use super::side::{Key, Side};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::judge::point_tolerance;
 
 /// How close a content must come to count as the same: relative, over the whole tensor, so that a
@@ -63,19 +62,14 @@ fn elsewhere(key: &Key, this: Labelled<'_>, other: &Side, labelled: f64) -> Opti
 /// The relative distance, if the contents are the same.
 fn matches(place: &Key, a: &Numbers, b: &Numbers) -> Option<f64> {
     let tolerance = point_tolerance(place.point).max(1e-6);
-    let compared = compare(a, b, Tolerance::Mixed(tolerance), counts(place, &a.shape)).ok()?;
+    let compared =
+        compare(a, b, Tolerance::Mixed(tolerance), &Cells::of(place.point.stage, &a.shape)).ok()?;
     let d = compared.metrics.rel_l2?;
     (compared.within() && d <= SAME).then_some(d)
 }
 
-/// Causal cells alone mean anything in scores and probabilities.
-pub fn counts(key: &Key, shape: &[usize]) -> impl Fn(usize) -> bool + use<> {
-    let (stage, shape) = (key.point.stage, shape.to_vec());
-    move |i| is_visible(stage, &shape, i)
-}
-
 fn distance(a: &Numbers, b: &Numbers) -> Option<f64> {
-    compare(a, b, Tolerance::Mixed(1.0), |_| true).ok()?.metrics.rel_l2
+    compare(a, b, Tolerance::Mixed(1.0), &Cells::All).ok()?.metrics.rel_l2
 }
 
 fn transposed(key: &Key, a: Labelled<'_>, b: Labelled<'_>, labelled: f64) -> Option<String> {
@@ -109,8 +103,9 @@ fn scaled(key: &Key, a: Labelled<'_>, b: Labelled<'_>, labelled: f64) -> Option<
     if x.shape != y.shape || key.point.is_integer() {
         return None;
     }
-    let counted = counts(key, &x.shape);
-    let cells = || (0..x.values.len()).filter(|i| counted(*i)).map(|i| (x.values[i], y.values[i]));
+    let counted = Cells::of(key.point.stage, &x.shape);
+    let cells =
+        || (0..x.values.len()).filter(|i| counted.contain(*i)).map(|i| (x.values[i], y.values[i]));
     let (product, square) = cells().fold((0.0, 0.0), |(p, s), (x, y)| (p + x * y, s + y * y));
     let factor = product / square;
     // One cell is a multiple of any other.
@@ -140,17 +135,5 @@ mod tests {
         assert_eq!(t.shape, [2, 3, 2]);
         assert_eq!(t.values, [0., 3., 1., 4., 2., 5., 6., 9., 7., 10., 8., 11.]);
         assert!(transpose(&Numbers::f64(vec![3], vec![0.; 3])).is_none());
-    }
-
-    #[test]
-    fn causal_cells_count_with_and_without_a_cache() {
-        let key = |point: &str| Key { case: "".into(), step: 0, point: point.parse().unwrap() };
-        let kept = |point: &str, shape: &[usize]| -> Vec<usize> {
-            let counted = counts(&key(point), shape);
-            (0..shape.iter().product()).filter(|i| counted(*i)).collect()
-        };
-        assert_eq!(kept("h.0.attn.probs", &[1, 2, 2]), [0, 2, 3]);
-        assert_eq!(kept("h.0.attn.probs", &[1, 1, 3]), [0, 1, 2]);
-        assert_eq!(kept("h.0.attn.q", &[1, 2, 2]), [0, 1, 2, 3]);
     }
 }

@@ -1,17 +1,19 @@
 //! Rows of every pair of sides: what both have is compared, what one lacks is listed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::text::pattern;
 use llorch_models::progress::Progress;
 use llorch_trace::{Point, Stage};
 
-use super::diagnose::{Labelled, counts, explain};
+use super::diagnose::{Labelled, explain};
 use super::partial;
 use super::raw::SourceError;
 use super::side::{Key, Side};
-use crate::compare::{Comparison, Numbers, Tolerance, compare, excerpt};
+use crate::compare::{Cells, Comparison, Elements, Numbers, Tolerance, compare, excerpt};
 use crate::judge::point_tolerance;
+use crate::parallel;
 use crate::result::{Row, RowKind, Unchecked, UncheckedKind, Verdict};
 
 /// Failing rows whose content is held against every other tensor; those after the first few follow
@@ -44,27 +46,35 @@ pub fn pair(
 ) -> Result<(), SourceError> {
     let keys: BTreeSet<&Key> = a.points.keys().chain(b.points.keys()).collect();
     let mut only: BTreeMap<(&str, Stage, bool), BTreeSet<&Key>> = BTreeMap::new();
-    let mut explained = 0;
-    let bar =
-        Progress::new(false).steps(&format!("{} and {}", a.name, b.name), "tensor", keys.len());
-    for (n, key) in keys.into_iter().enumerate() {
-        bar.set(n as u64);
-        let (x, y) = match (a.points.get(key), b.points.get(key)) {
-            (Some(x), Some(y)) if x.is_partial() || y.is_partial() => {
-                outcome.rows.push(partial::row(key, (a, b), (x, y), options)?);
-                continue;
-            }
-            (Some(x), Some(y)) => (Numbers::of(&x.load()?), Numbers::of(&y.load()?)),
+    let mut both = Vec::new();
+    for key in keys {
+        match (a.points.get(key), b.points.get(key)) {
+            (Some(x), Some(y)) => both.push((key, x, y)),
             (x, _) => {
                 let (holder, other) = if x.is_some() { (&a.name, b) } else { (&b.name, a) };
                 let misshapen = other.is_misshapen(key);
                 only.entry((holder, key.point.stage, misshapen)).or_default().insert(key);
-                continue;
             }
+        }
+    }
+    let bar =
+        Progress::new(false).steps(&format!("{} and {}", a.name, b.name), "tensor", both.len());
+    let done = AtomicU64::new(0);
+    let rows = parallel::map(&both, |&(key, x, y)| {
+        let row = match x.is_partial() || y.is_partial() {
+            true => partial::row(key, (a, b), (x, y), options),
+            false => row(key, a, b, [&*x.open()?, &*y.open()?], options),
         };
-        let mut row = row(key, a, b, &x, &y, options)?;
-        if row.verdict == Verdict::Fail && explained < EXPLAINED {
+        bar.set(done.fetch_add(1, Ordering::Relaxed) + 1);
+        row
+    });
+    let mut explained = 0;
+    for (row, (key, x, y)) in rows.into_iter().zip(both) {
+        let mut row = row?;
+        let whole = !x.is_partial() && !y.is_partial();
+        if row.verdict == Verdict::Fail && whole && explained < EXPLAINED {
             explained += 1;
+            let (x, y) = (Numbers::of(&*x.open()?), Numbers::of(&*y.open()?));
             let (x, y) = (Labelled { side: a, numbers: &x }, Labelled { side: b, numbers: &y });
             if let Some(sentence) = explain(key, x, y) {
                 row.reason = format!("{}: {sentence}", row.reason);
@@ -108,24 +118,22 @@ fn row(
     key: &Key,
     a: &Side,
     b: &Side,
-    x: &Numbers,
-    y: &Numbers,
+    [x, y]: [&dyn Elements; 2],
     options: Options,
 ) -> Result<Row, SourceError> {
+    let cells = Cells::of(key.point.stage, x.shape());
     let compared = match (options.tolerance, key.point.stage, point_tolerance(key.point)) {
-        (Some(t), ..) if !key.point.is_integer() => compare(
-            x,
-            y,
-            if t == 0.0 { Tolerance::Exact } else { Tolerance::Mixed(t) },
-            counts(key, &x.shape),
-        ),
+        (Some(t), ..) if !key.point.is_integer() => {
+            let tolerance = if t == 0.0 { Tolerance::Exact } else { Tolerance::Mixed(t) };
+            compare(x, y, tolerance, &cells)
+        }
         (_, Stage::NextProbs, t) => {
             let delta = logits_difference(key, a, b)?.unwrap_or(0.0);
-            let p = |i: usize| x.values[i].abs().max(y.values[i].abs());
-            compare(x, y, Tolerance::Absolute(&|i| t + 2.0 * p(i) * delta), |_| true)
+            let p = |i: usize| x.element(i).abs().max(y.element(i).abs());
+            compare(x, y, Tolerance::Absolute(&|i| t + 2.0 * p(i) * delta), &Cells::All)
         }
-        (_, _, 0.0) => compare(x, y, Tolerance::Exact, |_| true),
-        (_, _, t) => compare(x, y, Tolerance::Mixed(t), counts(key, &x.shape)),
+        (_, _, 0.0) => compare(x, y, Tolerance::Exact, &Cells::All),
+        (_, _, t) => compare(x, y, Tolerance::Mixed(t), &cells),
     };
     let mut row = Row {
         tolerance: options.tolerance.unwrap_or_else(|| point_tolerance(key.point)),

@@ -9,7 +9,7 @@ use llorch_trace::tensor::unravel;
 use super::pairing::Options;
 use super::raw::Result;
 use super::side::{Key, Located, Side};
-use crate::compare::{Numbers, Tolerance, compare, is_visible};
+use crate::compare::{Cells, Numbers, Tolerance, compare, is_visible};
 use crate::judge::point_tolerance;
 use crate::result::{Excerpt, Row, RowKind, Verdict};
 
@@ -58,7 +58,7 @@ pub fn row(
         |i: usize| tolerance * 1f64.max(p[i].abs()).max(q[i].abs()) + rounding * (1.0 + 1e-6);
     let numbers = |values: &Vec<f64>| Numbers::f64(vec![values.len()], values.clone());
     let compared =
-        match compare(&numbers(&p), &numbers(&q), Tolerance::Absolute(&allowed), |_| true) {
+        match compare(&numbers(&p), &numbers(&q), Tolerance::Absolute(&allowed), &Cells::All) {
             Ok(compared) => compared,
             Err(shapes) => {
                 row.reason = shapes;

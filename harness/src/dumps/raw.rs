@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llorch_trace::files::{SafetensorsFile, read_npy};
-use llorch_trace::{Bundle, Dims, Dtype, Tensor};
+use llorch_trace::files::{SafetensorsFile, map_npy, read_npy};
+use llorch_trace::{Bundle, Dims, Dtype, MappedTensor, Tensor};
 
 use super::npz;
 use super::printed::{Cells, PrintedError};
@@ -79,6 +79,16 @@ impl RawTensor {
             Place::Torch(path, tensor) => torch::read(path, tensor)?,
             Place::Bundle { bundle, step } => bundle.get(&self.case, *step, &self.name)?,
             Place::Printed { cells, .. } => return Err(cells.are_not_all().into()),
+        })
+    }
+
+    /// The tensor where it lies, if all its elements lie in a file as they are.
+    pub fn mapped(&self) -> Result<Option<MappedTensor>> {
+        Ok(match &self.place {
+            Place::Npy(path) => map_npy(path)?,
+            Place::Safetensors(file) => Some(file.mapped(&self.name)?),
+            Place::Bundle { bundle, step } => Some(bundle.mapped(&self.case, *step, &self.name)?),
+            Place::Npz(_) | Place::Torch(..) | Place::Printed { .. } => None,
         })
     }
 

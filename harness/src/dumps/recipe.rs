@@ -122,6 +122,25 @@ impl Recipe {
         }
     }
 
+    /// Whether all elements stay where they are: another shape of the same bytes.
+    fn moves_nothing(&self) -> bool {
+        match self {
+            Recipe::FromGgmlOrder
+            | Recipe::DropBatch
+            | Recipe::JoinHeads
+            | Recipe::AddTokens
+            | Recipe::ToScalar
+            | Recipe::AfterGain => true,
+            Recipe::Third { .. }
+            | Recipe::SplitHeads { .. }
+            | Recipe::HeadsFirst
+            | Recipe::MergeHeads
+            | Recipe::CropKeys { .. }
+            | Recipe::FromPrinted { .. }
+            | Recipe::LastRow { .. } => false,
+        }
+    }
+
     /// Which element of the old tensor becomes element `i` of the new one.
     fn gather(&self, old: &[usize], new: &[usize], i: usize) -> usize {
         match (*self, old, new) {
@@ -190,6 +209,11 @@ impl Recipe {
 /// `None` where a recipe does not fit, which a planned one always does.
 pub fn apply(recipes: &[Recipe], tensor: Tensor) -> Option<Tensor> {
     recipes.iter().try_fold(tensor, |tensor, recipe| recipe.apply(tensor))
+}
+
+/// The shape of the same elements in the same order, where the recipes do no more than that.
+pub fn reshaped(recipes: &[Recipe], shape: &[usize]) -> Option<Vec<usize>> {
+    recipes.iter().all(Recipe::moves_nothing).then(|| shape_after(recipes, shape)).flatten()
 }
 
 /// Where element `i` of a tensor of that shape goes; `None` where it is dropped.

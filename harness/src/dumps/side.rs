@@ -11,6 +11,7 @@ use super::raw::{Raw, RawTensor, SourceError};
 use super::recipe::{self, Order, Recipe, Sizes};
 use super::sizes::Known;
 use super::source::means_nothing;
+use crate::compare::Elements;
 
 /// Where a tensor belongs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +66,16 @@ impl Located {
             true => tensor,
             false => recipe::apply(&self.recipes, tensor.clone()).unwrap_or(tensor),
         })
+    }
+
+    /// The same to be read a piece at a time: from its file, where nothing has to be moved.
+    pub fn open(&self) -> Result<Box<dyn Elements>, SourceError> {
+        if let Some(shape) = recipe::reshaped(&self.recipes, &self.raw.shape)
+            && let Some(mapped) = self.raw.mapped()?.and_then(|mapped| mapped.reshaped(shape))
+        {
+            return Ok(Box::new(mapped));
+        }
+        Ok(Box::new(self.load()?))
     }
 
     /// The elements that are there by their place in our layout, where not all are.

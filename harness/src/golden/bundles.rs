@@ -11,7 +11,7 @@ use llorch_trace::protocol::Sampling;
 use llorch_trace::{Bundle, Point, Stage, Tensor};
 
 use super::outcome::GoldenRow;
-use crate::compare::{Comparison, Numbers, Tolerance, compare};
+use crate::compare::{Cells, Comparison, Numbers, Tolerance, compare};
 use crate::judge::point_tolerance;
 use crate::live::{Ask, Captured, Live, LiveError};
 use crate::result::Verdict;
@@ -71,19 +71,11 @@ impl GoldenKey {
     }
 
     /// Causal cells alone count in scores and probabilities: key j of query t where j ≤ S − T + t.
-    pub(super) fn counts(&self, shape: &[usize], tokens: usize) -> impl Fn(usize) -> bool + use<> {
-        let causal = match (self.point.stage.is_causal(), shape) {
-            (true, [_, kept, keys]) if *keys >= tokens => Some((*kept, *keys)),
-            _ => None,
-        };
-        let rows = self.rows.clone();
-        move |i| match causal {
-            None => true,
-            Some((kept, keys)) => {
-                let kept_row = i / keys % kept;
-                let query = rows.as_ref().map_or(kept_row, |rows| rows[kept_row]);
-                i % keys <= keys - tokens + query
-            }
+    pub(super) fn cells(&self, shape: &[usize], tokens: usize) -> Cells {
+        match (self.point.stage.is_causal(), shape, &self.rows) {
+            (true, [_, _, keys], Some(rows)) => Cells::causal(tokens, *keys, rows.iter().copied()),
+            (true, [_, kept, keys], None) => Cells::causal(tokens, *keys, 0..*kept),
+            _ => Cells::All,
         }
     }
 }
@@ -240,7 +232,7 @@ fn compare_ids(found: &[u32], expected: &[u32]) -> Result<Comparison, String> {
         dtype: llorch_trace::Dtype::I64,
         values: ids.iter().map(|id| f64::from(*id)).collect(),
     };
-    compare(&numbers(found), &numbers(expected), Tolerance::Exact, |_| true)
+    compare(&numbers(found), &numbers(expected), Tolerance::Exact, &Cells::All)
 }
 
 fn one(
@@ -255,20 +247,20 @@ fn one(
     let expected = Numbers::of(&bundle.get(case, step, key).map_err(|e| e.to_string())?);
     let found = golden.select(captured.get(step, golden.point)?)?;
     let tokens = if step == 0 { record.ids.len() } else { 1 };
-    let counts = golden.counts(&expected.shape, tokens);
+    let cells = golden.cells(&expected.shape, tokens);
     if golden.point.stage == Stage::NextProbs {
         let relative = probability_slack(bundle, captured, case, step);
         let p = |i: usize| found.values[i].abs().max(expected.values[i].abs());
         let allowed = |i: usize| point_tolerance(golden.point) + relative * p(i);
         if found.shape == expected.shape {
-            return compare(&found, &expected, Tolerance::Absolute(&allowed), counts);
+            return compare(&found, &expected, Tolerance::Absolute(&allowed), &cells);
         }
     }
     let tolerance = match point_tolerance(golden.point) {
         0.0 => Tolerance::Exact,
         t => Tolerance::Mixed(t),
     };
-    compare(&found, &expected, tolerance, counts)
+    compare(&found, &expected, tolerance, &cells)
 }
 
 /// 2·Δ/τ: what a difference Δ of the logits does to a probability, relatively. Where the golden keeps
@@ -330,10 +322,11 @@ mod tests {
     #[test]
     fn causal_cells_of_sampled_rows_are_those_of_their_own_queries() {
         let key = GoldenKey::parse("h.0.attn.scores#rows=0,2").unwrap();
-        let counts = key.counts(&[1, 2, 3], 3);
-        assert_eq!((0..6).filter(|i| counts(*i)).collect::<Vec<_>>(), [0, 3, 4, 5]);
+        let cells = key.cells(&[1, 2, 3], 3);
+        assert_eq!((0..6).filter(|i| cells.contain(*i)).collect::<Vec<_>>(), [0, 3, 4, 5]);
         let cached = GoldenKey::parse("h.0.attn.scores").unwrap();
-        assert!((0..5).all(cached.counts(&[1, 1, 5], 1)));
+        let all = cached.cells(&[1, 1, 5], 1);
+        assert!((0..5).all(|i| all.contain(i)));
     }
 
     #[test]

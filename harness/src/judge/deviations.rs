@@ -48,7 +48,7 @@ fn settle(
     mut row: Row,
 ) -> Row {
     let tolerance = Tolerance::Mixed(bound);
-    let within = compare(numbers.0, numbers.1, tolerance, place.counts()).is_ok_and(|c| c.within());
+    let within = compare(numbers.0, numbers.1, tolerance, &place.cells()).is_ok_and(|c| c.within());
     let name = |who: usize| &place.evidence[who].name;
     if within {
         let each = |(who, d): &Declared<'_>| {

@@ -119,7 +119,7 @@ impl<'a> Isolated<'a> {
             true => Tolerance::Mixed(class),
             false => Tolerance::Absolute(&allowed),
         };
-        compare(x, y, tolerance, self.place.counts())
+        compare(x, y, tolerance, &self.place.cells())
     }
 
     fn against_oracle(&self, who: usize, x: &Numbers, replayed: &Replayed) -> Row {
@@ -127,7 +127,7 @@ impl<'a> Isolated<'a> {
         let bound = |i: usize| replayed.bounds.get(i).map_or(0.0, |pair| pair.bound);
         let compared = self.compare(x, &replayed.value, &bound);
         let mut row = place.judged(RowKind::Oracle, who, "oracle", (x, &replayed.value), compared);
-        let Some(mut local) = measure(x, replayed, place.class(), place.counts()) else {
+        let Some(mut local) = measure(x, replayed, place.class(), &place.cells()) else {
             return row;
         };
         let within_bound = local.of_bound.is_some_and(|of| of <= 1.0);

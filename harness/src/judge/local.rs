@@ -6,7 +6,7 @@ use half::f16;
 use llorch_trace::tensor::unravel;
 use llorch_trace::{Class, Dtype, Point, Stage};
 
-use crate::compare::{Numbers, round};
+use crate::compare::{Cells, Numbers, round};
 use crate::evidence::{Case, Evidence};
 use crate::oracle::bounds::Pair;
 use crate::oracle::{BoundKind, Inputs, Replayed};
@@ -39,13 +39,8 @@ impl Inputs for Captured<'_> {
 }
 
 /// The local error of `given`, held to its bounds and to the checkpoint's class, which in deeper layers is
-/// that of block 0: local errors don't add up. `counts` says which elements mean anything.
-pub fn measure(
-    given: &Numbers,
-    replayed: &Replayed,
-    class: Class,
-    counts: impl Fn(usize) -> bool,
-) -> Option<Local> {
+/// that of block 0: local errors don't add up. `cells` are the elements that mean anything.
+pub fn measure(given: &Numbers, replayed: &Replayed, class: Class, cells: &Cells) -> Option<Local> {
     if given.shape != replayed.value.shape {
         return None;
     }
@@ -55,7 +50,7 @@ pub fn measure(
     // below its normal ones.
     let least = if given.dtype == Dtype::F16 { f16::MIN_POSITIVE_SUBNORMAL.to_f64() } else { 0.0 };
     let mut sums = Sums::default();
-    for i in (0..given.values.len()).filter(|&i| counts(i)) {
+    for i in (0..given.values.len()).filter(|&i| cells.contain(i)) {
         let (x, mut y) = (given.values[i], replayed.value.values[i]);
         if class == Class::Exact {
             // What is to be equal is so after the one rounding that it takes.

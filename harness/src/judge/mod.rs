@@ -33,12 +33,11 @@ mod tolerance;
 
 use std::collections::BTreeMap;
 
-use crate::compare::is_visible;
 use llorch_models::progress::Progress;
 use llorch_trace::{Class, Dims, Point, Stage};
 
 use self::oracle_rows::OracleRows;
-use crate::compare::{Comparison, Numbers, excerpt};
+use crate::compare::{Cells, Comparison, Numbers, excerpt};
 use crate::evidence::{Case, Evidence, FaultKind, Plan};
 use crate::oracle::{Continuation, Truth};
 use crate::parallel;
@@ -176,11 +175,10 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// True for the flat indices that mean anything.
-    fn counts(&self) -> impl Fn(usize) -> bool + use<> {
+    /// The elements that mean anything.
+    fn cells(&self) -> Cells {
         let (t, s) = self.case.sizes(self.step);
-        let (stage, shape) = (self.point.stage, self.point.shape(self.dims, t, s));
-        move |i| is_visible(stage, &shape, i)
+        Cells::of(self.point.stage, &self.point.shape(self.dims, t, s))
     }
 
     fn row(&self, kind: RowKind, a: usize, b: &str, verdict: Verdict, reason: String) -> Row {

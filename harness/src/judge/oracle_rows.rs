@@ -13,7 +13,7 @@ use super::deviations;
 use super::local::{Captured, describe, measure};
 use super::narrow;
 use super::{Found, JudgeOptions, Place};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence, Plan};
 use crate::oracle::replay::{context_from_scores, inputs_of};
 use crate::oracle::{Job, Oracle, Replayed, Trace, Truth};
@@ -272,7 +272,7 @@ fn replay(oracle: &Oracle, group: &[Place<'_>]) -> Vec<Option<Replayed>> {
 /// than rounding away from the captured ones, and right for the captured scores, those are what counts.
 fn prefer_scores(point: Point, job: &Job<'_>, replayed: &mut Option<Replayed>, given: &Numbers) {
     let within = |r: &Replayed| {
-        measure(given, r, point.checkpoint().class, |_| true)
+        measure(given, r, point.checkpoint().class, &Cells::All)
             .is_some_and(|local| local.verdict == Verdict::Pass)
     };
     if replayed.as_ref().is_some_and(within) {
@@ -306,7 +306,7 @@ fn row(
         0.0 => Tolerance::Exact,
         t => Tolerance::Mixed(t),
     };
-    let compared = compare(x, expected, tolerance, place.counts());
+    let compared = compare(x, expected, tolerance, &place.cells());
     let mut row = place.judged(RowKind::Oracle, who, "oracle", (x, expected), compared);
     let Some(replayed) = replayed else {
         if stages && row.verdict != Verdict::Error {
@@ -314,8 +314,8 @@ fn row(
         }
         return narrow::by_itself(x, row);
     };
-    let Some(local) = measure(x, replayed, place.class(), place.counts()) else { return row };
-    let inherited = compare(&replayed.value, expected, Tolerance::Mixed(1.0), place.counts());
+    let Some(local) = measure(x, replayed, place.class(), &place.cells()) else { return row };
+    let inherited = compare(&replayed.value, expected, Tolerance::Mixed(1.0), &place.cells());
     row.inherited = inherited.ok().and_then(|c| c.metrics.max_abs);
     match (local.verdict, row.verdict) {
         (Verdict::Fail, _) => (row.verdict, row.reason) = (Verdict::Fail, describe(&local)),
@@ -350,8 +350,9 @@ fn ratio_floor(place: &Place<'_>, expected: &Numbers) -> Option<f64> {
     if matches!(place.point.checkpoint().class, Class::Exact) {
         return None;
     }
-    let counts = place.counts();
-    let counted = expected.values.iter().enumerate().filter(|(i, v)| counts(*i) && v.is_finite());
+    let cells = place.cells();
+    let counted =
+        expected.values.iter().enumerate().filter(|(i, v)| cells.contain(*i) && v.is_finite());
     let largest = counted.fold(0.0f64, |m, (_, v)| m.max(v.abs()));
     Some(RATIO_FLOOR * llorch_trace::Dtype::F32.unit_roundoff() * largest)
 }

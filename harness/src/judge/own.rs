@@ -4,7 +4,7 @@
 use llorch_trace::{Point, Stage};
 
 use super::{Found, Place, probabilities, tokens};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::oracle::argmax;
 use crate::result::{Row, RowKind, Verdict};
 
@@ -36,7 +36,7 @@ fn row(place: &Place<'_>, who: usize, x: &Numbers) -> Option<Row> {
         _ => return None,
     };
     let name = place.evidence[who].name.clone();
-    let compared = compare(x, &expected, Tolerance::Exact, |_| true);
+    let compared = compare(x, &expected, Tolerance::Exact, &Cells::All);
     let mut row = place.judged(RowKind::Own, who, &name, (x, &expected), compared);
     if row.verdict == Verdict::Fail {
         let what = match place.point.stage {

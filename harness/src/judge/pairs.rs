@@ -34,7 +34,7 @@ fn pair(place: &Place<'_>, oracle: &OracleRows, a: usize, b: usize) -> Row {
         0.0 => Tolerance::Exact,
         t => Tolerance::Mixed(t),
     };
-    let compared = compare(x, y, tolerance, place.counts());
+    let compared = compare(x, y, tolerance, &place.cells());
     let row = place.judged(RowKind::Pair, a, name, (x, y), compared);
     let row = deviations::excuse(place, &[a, b], (x, y), row);
     match place.point.stage {

@@ -9,7 +9,7 @@
 use llorch_trace::{Point, Stage};
 
 use super::{Place, deviations};
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::result::{Row, RowKind, Verdict};
 use crate::sampling::{Slack, replay, uncertain};
 
@@ -33,7 +33,7 @@ pub fn pair(place: &Place<'_>, a: usize, b: usize, x: &Numbers, y: &Numbers) -> 
     let (Some(p), Some(q)) = (place.tensor(a, point), place.tensor(b, point)) else {
         // Without logits there is no Δ to excuse anything with.
         let compared =
-            compare(x, y, Tolerance::Absolute(&|_| place.tolerance(place.point)), |_| true);
+            compare(x, y, Tolerance::Absolute(&|_| place.tolerance(place.point)), &Cells::All);
         return place.judged(RowKind::Pair, a, name, (x, y), compared);
     };
     if p.shape != x.shape || q.shape != x.shape {
@@ -62,7 +62,7 @@ fn judge(
     delta: f64,
 ) -> Row {
     if x.shape != y.shape {
-        let compared = compare(x, y, Tolerance::Exact, |_| true);
+        let compared = compare(x, y, Tolerance::Exact, &Cells::All);
         return place.judged(kind, a, b, (x, y), compared);
     }
     let tau = match place.case.sampling.temperature {
@@ -89,7 +89,7 @@ fn judge(
     let allowed = |i: usize| {
         place.tolerance(place.point) + relative * x.values[i].abs().max(y.values[i].abs())
     };
-    let compared = compare(&x, &y, Tolerance::Absolute(&allowed), |_| true);
+    let compared = compare(&x, &y, Tolerance::Absolute(&allowed), &Cells::All);
     let mut row = place.judged(kind, a, b, (&x, &y), compared);
     if excused > 0 && row.verdict == Verdict::Pass {
         row.reason = format!("{excused} token(s) at the cut of a filter excused");

@@ -304,9 +304,9 @@ fn without_its_inputs_a_stage_has_no_local_error() {
             BundleWriter::create(&bench.dir.path().join(format!("{name}-some"))).unwrap();
         for step in 0..2 {
             for point in &shown {
-                writer
-                    .add("c", step, &point.to_string(), &whole.tensor("c", step, *point).unwrap())
-                    .unwrap();
+                let (name, bundle) = (point.to_string(), whole.bundle.as_ref().unwrap());
+                let tensor = bundle.get("c", step, &name).unwrap();
+                writer.add("c", step, &name, &tensor).unwrap();
             }
         }
         Evidence { bundle: Some(writer.finish(Manifest::default()).unwrap()), ..whole }

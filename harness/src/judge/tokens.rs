@@ -10,7 +10,7 @@ use llorch_trace::{Point, Stage};
 
 use super::Place;
 use super::oracle_rows::OracleRows;
-use crate::compare::{Numbers, Tolerance, compare};
+use crate::compare::{Cells, Numbers, Tolerance, compare};
 use crate::evidence::{Case, Evidence};
 use crate::oracle::{Continuation, Truth};
 use crate::result::{Generation, Row, RowKind, Verdict};
@@ -62,7 +62,7 @@ pub fn compare_tokenizers(place: &Place<'_>, a: usize, b: usize, row: Row) -> Ro
     let of = |who: usize| Some(ids(place.evidence[who].tokenized.get(&place.case.name)?));
     let (0, Some(x), Some(y)) = (place.step, of(a), of(b)) else { return row };
     let name = &place.evidence[b].name;
-    let compared = compare(&x, &y, Tolerance::Exact, |_| true);
+    let compared = compare(&x, &y, Tolerance::Exact, &Cells::All);
     let mut judged = place.judged(RowKind::Pair, a, name, (&x, &y), compared);
     if judged.verdict != Verdict::Pass {
         judged.verdict = Verdict::Fail;
@@ -76,7 +76,7 @@ pub fn compare_tokenizers(place: &Place<'_>, a: usize, b: usize, row: Row) -> Ro
 pub fn fed(place: &Place<'_>, who: usize, shown: &Numbers) -> Option<Row> {
     let expected = ids(&place.case.fed(place.step));
     let name = place.evidence[who].name.clone();
-    let compared = compare(shown, &expected, Tolerance::Exact, |_| true);
+    let compared = compare(shown, &expected, Tolerance::Exact, &Cells::All);
     let mut row = place.judged(RowKind::Own, who, &name, (shown, &expected), compared);
     row.reason =
         format!("{name} shows tokens {:?} where {:?} were fed", head(shown), head(&expected));
@@ -91,7 +91,7 @@ pub fn own_tokenizer(place: &Place<'_>, who: usize, fed: &Numbers) -> Option<Row
     }
     let x = ids(tokenized);
     let name = place.evidence[who].name.clone();
-    let compared = compare(&x, fed, Tolerance::Exact, |_| true);
+    let compared = compare(&x, fed, Tolerance::Exact, &Cells::All);
     let mut row = place.judged(RowKind::Own, who, &name, (&x, fed), compared);
     if row.verdict != Verdict::Pass {
         row.verdict = Verdict::Fail;

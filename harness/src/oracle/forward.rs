@@ -5,11 +5,8 @@ use llorch_trace::{Dims, Point, Stage};
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, Axis, concatenate, s};
 
 use super::ops;
+use super::product::{Layout, Matrix};
 use super::{Oracle, OracleError, Result};
-
-/// Rows of the tied head that are widened to float64 at a time: bounds its memory at some 25 MB for
-/// GPT-2's width, where the whole table would be 300 MB.
-const HEAD_ROWS: usize = 4096;
 
 /// Keys and values of every layer so far, [H, S, D] each.
 #[derive(Debug)]
@@ -26,21 +23,30 @@ impl Cache {
     }
 }
 
-/// Everything before the head: `ids` [T] after what is cached, to ln_f's output [T, E]. `see` is shown
-/// each stage as it is computed.
+/// New tokens after what is cached of a sequence.
+#[derive(Debug)]
+pub struct Fed<'a> {
+    pub ids: &'a [u32],
+    pub cache: &'a mut Cache,
+}
+
+/// Everything before the head, to ln_f's output [T, E]: the rows of all sequences one below the other, so that every
+/// weight is read once for all. `see` is shown each stage as it is computed, and what has heads sequence by sequence.
 pub fn blocks(
     oracle: &Oracle,
-    ids: &[u32],
-    cache: &mut Cache,
+    fed: &mut [Fed<'_>],
     see: &mut dyn FnMut(Point, ArrayD<f64>),
 ) -> Result<Array2<f64>> {
-    let mut x = embeddings(oracle, ids, cache.length)?; // [T, E]
+    let parts = fed.iter().map(|one| embeddings(oracle, one.ids, one.cache.length));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    let mut x = concatenate(Axis(0), &parts).map_err(|e| OracleError::Input(e.to_string()))?; // [T, E]
     see(Point::new(Stage::Embeddings), x.clone().into_dyn());
     for layer in 0..oracle.dims.n_layer {
         let mut show = |stage, tensor| see(Point::of_layer(stage, layer), tensor);
         let normed = layer_norm(oracle, &x, &format!("h.{layer}.ln_1"))?;
         show(Stage::Ln1, normed.clone().into_dyn());
-        let attention = attention(oracle, &normed, layer, cache, &mut show)?;
+        let attention = attention(oracle, &normed, layer, fed, &mut show)?;
         show(Stage::AttnOut, attention.clone().into_dyn());
         x += &attention;
         show(Stage::ResidMid, x.clone().into_dyn());
@@ -55,7 +61,7 @@ pub fn blocks(
         x += &mlp;
         show(Stage::Block, x.clone().into_dyn());
     }
-    cache.length += ids.len();
+    fed.iter_mut().for_each(|one| one.cache.length += one.ids.len());
     let x = layer_norm(oracle, &x, "ln_f")?;
     see(Point::new(Stage::LnF), x.clone().into_dyn());
     Ok(x)
@@ -66,32 +72,40 @@ fn attention(
     oracle: &Oracle,
     x: &Array2<f64>,
     layer: usize,
-    cache: &mut Cache,
+    fed: &mut [Fed<'_>],
     show: &mut dyn FnMut(Stage, ArrayD<f64>),
 ) -> Result<Array2<f64>> {
     let e = oracle.dims.n_embd;
     let qkv = linear(oracle, x, &format!("h.{layer}.attn.c_attn"))?; // [T, 3E]
-    let third = |i: usize| {
-        ops::split_heads(qkv.slice(s![.., i * e..(i + 1) * e]), oracle.dims.n_head) // [H, T, D]
-    };
-    let (q, k, v) = (third(0), third(1), third(2));
-    show(Stage::Q, q.clone().into_dyn());
-    show(Stage::K, k.clone().into_dyn());
-    show(Stage::V, v.clone().into_dyn());
-    let extend = |past: &Array3<f64>, new: &Array3<f64>| {
-        concatenate(Axis(1), &[past.view(), new.view()])
-            .map_err(|e| OracleError::Input(e.to_string()))
-    };
-    cache.keys[layer] = extend(&cache.keys[layer], &k)?; // [H, S, D]
-    cache.values[layer] = extend(&cache.values[layer], &v)?;
-    let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
-    let scores = ops::scores(q.view(), keys.view(), oracle.scale(layer)); // [H, T, S]
-    let probs = ops::causal_softmax(scores.view());
-    show(Stage::Scores, scores.into_dyn());
-    let context = ops::context(probs.view(), values.view()); // [T, E]
-    show(Stage::Probs, probs.into_dyn());
-    show(Stage::Context, context.clone().into_dyn());
-    linear(oracle, &context, &format!("h.{layer}.attn.c_proj"))
+    let mut contexts = Array2::zeros((x.nrows(), e));
+    let mut begin = 0;
+    for Fed { ids, cache } in fed {
+        let rows = begin..begin + ids.len();
+        begin = rows.end;
+        let third = |i: usize| {
+            let part = qkv.slice(s![rows.clone(), i * e..(i + 1) * e]);
+            ops::split_heads(part, oracle.dims.n_head) // [H, T, D]
+        };
+        let (q, k, v) = (third(0), third(1), third(2));
+        show(Stage::Q, q.clone().into_dyn());
+        show(Stage::K, k.clone().into_dyn());
+        show(Stage::V, v.clone().into_dyn());
+        let extend = |past: &Array3<f64>, new: &Array3<f64>| {
+            concatenate(Axis(1), &[past.view(), new.view()])
+                .map_err(|e| OracleError::Input(e.to_string()))
+        };
+        cache.keys[layer] = extend(&cache.keys[layer], &k)?; // [H, S, D]
+        cache.values[layer] = extend(&cache.values[layer], &v)?;
+        let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
+        let scores = ops::scores(q.view(), keys.view(), oracle.scale(layer)); // [H, T, S]
+        let probs = ops::causal_softmax(scores.view());
+        show(Stage::Scores, scores.into_dyn());
+        let context = ops::context(probs.view(), values.view()); // [T, E]
+        show(Stage::Probs, probs.into_dyn());
+        contexts.slice_mut(s![rows, ..]).assign(&context);
+        show(Stage::Context, context.into_dyn());
+    }
+    linear(oracle, &contexts, &format!("h.{layer}.attn.c_proj"))
 }
 
 /// wte[ids] + wpe[positions], [T, E].
@@ -113,23 +127,16 @@ fn layer_norm(oracle: &Oracle, x: &Array2<f64>, name: &str) -> Result<Array2<f64
 }
 
 fn linear(oracle: &Oracle, x: &Array2<f64>, name: &str) -> Result<Array2<f64>> {
-    let weight = oracle.weights.matrix(&format!("{name}.weight"))?;
+    let weight = oracle.weights.stored(&format!("{name}.weight"), Layout::ByInput)?;
     let bias = oracle.weights.vector(&format!("{name}.bias"))?;
-    fits(name, weight.nrows(), x.ncols())?;
-    fits(name, bias.len(), weight.ncols())?;
-    Ok(ops::linear(x.view(), weight.view(), bias.view()))
+    fits(name, weight.inputs(), x.ncols())?;
+    fits(name, bias.len(), weight.outputs())?;
+    Ok(weight.times(x.view(), 0..bias.len()) + bias)
 }
 
 /// x · wteᵀ, [T, E] to [T, V]: the head is tied to the token embeddings.
 pub fn head(oracle: &Oracle, x: ArrayView2<'_, f64>) -> Result<Array2<f64>> {
-    let vocab = oracle.dims.vocab_size;
-    let mut logits = Array2::zeros((x.nrows(), vocab));
-    for begin in (0..vocab).step_by(HEAD_ROWS) {
-        let rows = begin..vocab.min(begin + HEAD_ROWS);
-        let wte = oracle.weights.rows("wte.weight", rows.clone())?;
-        logits.slice_mut(s![.., rows]).assign(&x.dot(&wte.t()));
-    }
-    Ok(logits)
+    Ok(head_of(oracle, x)?.times(x, 0..oracle.dims.vocab_size))
 }
 
 /// The head, and the same of absolute values, which bounds its rounding.
@@ -137,18 +144,14 @@ pub fn head_and_magnitude(
     oracle: &Oracle,
     x: ArrayView2<'_, f64>,
 ) -> Result<(Array2<f64>, Array2<f64>)> {
-    let vocab = oracle.dims.vocab_size;
-    let absolute = x.mapv(f64::abs);
-    let mut logits = Array2::zeros((x.nrows(), vocab));
-    let mut magnitude = Array2::zeros((x.nrows(), vocab));
-    for begin in (0..vocab).step_by(HEAD_ROWS) {
-        let rows = begin..vocab.min(begin + HEAD_ROWS);
-        let mut wte = oracle.weights.rows("wte.weight", rows.clone())?;
-        logits.slice_mut(s![.., rows.clone()]).assign(&x.dot(&wte.t()));
-        wte.mapv_inplace(f64::abs);
-        magnitude.slice_mut(s![.., rows]).assign(&absolute.dot(&wte.t()));
-    }
-    Ok((logits, magnitude))
+    Ok(head_of(oracle, x)?.times_with_magnitude(x, 0..oracle.dims.vocab_size))
+}
+
+fn head_of(oracle: &Oracle, x: ArrayView2<'_, f64>) -> Result<Matrix> {
+    let wte = oracle.weights.stored("wte.weight", Layout::ByOutput)?;
+    fits("wte", wte.inputs(), x.ncols())?;
+    fits("wte", wte.outputs(), oracle.dims.vocab_size)?;
+    Ok(wte)
 }
 
 pub fn fits(name: &str, found: usize, expected: usize) -> Result<()> {

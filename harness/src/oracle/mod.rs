@@ -16,6 +16,7 @@ mod forward;
 mod inputs;
 pub mod norm_checks;
 pub mod ops;
+pub mod product;
 pub mod replay;
 pub mod trace;
 mod truth;
@@ -24,6 +25,7 @@ pub mod weights;
 use std::path::Path;
 
 use llorch_trace::Dims;
+use ndarray::Axis;
 
 pub use ops::{argmax, gelu_new, softmax};
 pub use replay::{BoundKind, Inputs, Job, Replayed};
@@ -54,7 +56,7 @@ pub struct Oracle {
 }
 
 /// The greedy continuation of a prompt, and the logits of every step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Continuation {
     pub ids: Vec<u32>,
     /// By step: `[V]` logits of the last position.
@@ -97,21 +99,48 @@ impl Oracle {
 
     /// `n` greedy tokens after `ids`, the lowest id of equals, and the logits of max(n, 1) steps.
     pub fn continue_greedily(&self, ids: &[u32], n: usize) -> Result<Continuation> {
-        self.check(ids, n)?;
-        let mut cache = forward::Cache::new(&self.dims);
-        let mut out = Continuation { ids: Vec::new(), logits: Vec::new() };
-        let mut fed = ids.to_vec();
-        for _ in 0..n.max(1) {
-            let x = forward::blocks(self, &fed, &mut cache, &mut |_, _| ())?;
-            let logits = forward::head(self, x.slice(ndarray::s![-1.., ..]))?;
-            let logits = logits.into_raw_vec_and_offset().0;
-            fed = vec![argmax(&logits)];
-            out.logits.push(logits);
-            if n > 0 {
-                out.ids.extend(&fed);
+        let mut all = self.continue_all(&[(ids, n)], &mut |_| ())?;
+        all.pop().ok_or_else(|| OracleError::Input("nothing was asked".into()))
+    }
+
+    /// The same of several prompts, all of them a step at a time; `told` how many steps are done.
+    pub fn continue_all(
+        &self,
+        prompts: &[(&[u32], usize)],
+        told: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Continuation>> {
+        prompts.iter().try_for_each(|(ids, n)| self.check(ids, *n))?;
+        let mut caches: Vec<_> = prompts.iter().map(|_| forward::Cache::new(&self.dims)).collect();
+        let mut all: Vec<_> = prompts.iter().map(|_| Continuation::default()).collect();
+        let most = prompts.iter().map(|(_, n)| (*n).max(1)).max().unwrap_or(0);
+        for step in 0..most {
+            let goes_on = |i: &usize| step < prompts[*i].1.max(1);
+            let on: Vec<usize> = (0..prompts.len()).filter(goes_on).collect();
+            let mut fed = Vec::new();
+            for (i, cache) in caches.iter_mut().enumerate().filter(|(i, _)| goes_on(i)) {
+                let ids = match step {
+                    0 => prompts[i].0,
+                    _ => &all[i].ids[step - 1..],
+                };
+                fed.push(forward::Fed { ids, cache });
             }
+            let x = forward::blocks(self, &mut fed, &mut |_, _| ())?;
+            let ends = fed.iter().scan(0, |end, one| {
+                *end += one.ids.len();
+                Some(*end - 1)
+            });
+            let last = x.select(Axis(0), &ends.collect::<Vec<_>>());
+            let logits = forward::head(self, last.view())?;
+            for (i, logits) in on.into_iter().zip(logits.rows()) {
+                let logits = logits.to_vec();
+                if prompts[i].1 > 0 {
+                    all[i].ids.push(argmax(&logits));
+                }
+                all[i].logits.push(logits);
+            }
+            told(step + 1);
         }
-        Ok(out)
+        Ok(all)
     }
 
     /// Every stage of `ids` followed by `fed`, one token a decode step.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bounds::{self, Pair};
 use super::inputs::{cached, heads, rows};
+use super::product::Layout;
 use super::{Oracle, OracleError, Result, forward, ops};
 
 pub use super::inputs::{Inputs, Job, array, block_input, inputs_of, keys};
@@ -143,8 +144,8 @@ impl Oracle {
     }
 
     fn products(&self, jobs: &[Job<'_>], input: Point, name: &str) -> Result<Vec<Option<Product>>> {
-        let columns = self.weights.matrix(&format!("{name}.weight"))?.ncols();
-        self.part_products(jobs, input, name, 0..columns)
+        let weight = self.weights.stored(&format!("{name}.weight"), Layout::ByInput)?;
+        self.part_products(jobs, input, name, 0..weight.outputs())
     }
 
     fn part_products(
@@ -154,29 +155,29 @@ impl Oracle {
         name: &str,
         columns: std::ops::Range<usize>,
     ) -> Result<Vec<Option<Product>>> {
-        let weight = self.weights.matrix(&format!("{name}.weight"))?;
+        let weight = self.weights.stored(&format!("{name}.weight"), Layout::ByInput)?;
         let bias = self.weights.vector(&format!("{name}.bias"))?;
-        forward::fits(name, bias.len(), weight.ncols())?;
-        if columns.end > weight.ncols() {
+        forward::fits(name, bias.len(), weight.outputs())?;
+        if columns.end > weight.outputs() {
             return Err(OracleError::Input(format!(
                 "{name}: it has {} columns only",
-                weight.ncols()
+                weight.outputs()
             )));
         }
-        let (weight, bias) = (weight.slice(s![.., columns.clone()]), bias.slice(s![columns]));
+        let bias = bias.slice(s![columns.clone()]);
         let inputs: Vec<_> = jobs
             .iter()
-            .map(|job| rows(job, input).filter(|x| x.ncols() == weight.nrows()))
+            .map(|job| rows(job, input).filter(|x| x.ncols() == weight.inputs()))
             .collect();
         let present: Vec<ArrayView2<'_, f64>> = inputs.iter().flatten().map(|x| x.view()).collect();
         if present.is_empty() {
             return Ok(inputs.into_iter().map(|_| None).collect());
         }
         let stacked = stack(&present)?;
-        let value = ops::linear(stacked.view(), weight, bias);
-        let magnitude = stacked.mapv(f64::abs).dot(&weight.mapv(f64::abs)) + bias.mapv(f64::abs);
+        let (value, magnitude) = weight.times_with_magnitude(stacked.view(), columns);
+        let (value, magnitude) = (value + bias, magnitude + bias.mapv(f64::abs));
         // K terms and the bias.
-        Ok(unstack(&inputs, &value, &magnitude, weight.nrows() + 1))
+        Ok(unstack(&inputs, &value, &magnitude, weight.inputs() + 1))
     }
 
     /// The head, of all rows or of the last, a group of rows at a time: [T, V] or [V].

@@ -24,7 +24,8 @@ impl Trace {
         let all: Vec<u32> = ids.iter().chain(fed).copied().collect();
         let mut whole = BTreeMap::new();
         let mut cache = forward::Cache::new(&oracle.dims);
-        let x = forward::blocks(oracle, &all, &mut cache, &mut |point, tensor| {
+        let fed = forward::Fed { ids: &all, cache: &mut cache };
+        let x = forward::blocks(oracle, &mut [fed], &mut |point, tensor| {
             whole.insert(point, tensor);
         })?;
         let logits = forward::head(oracle, x.view())?;

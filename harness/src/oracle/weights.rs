@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use llorch_trace::files::SafetensorsFile;
 use ndarray::{Array1, Array2};
 
+use super::product::{Layout, Matrix};
 use super::{OracleError, Result};
 
 /// Widened matrices are kept up to this size, in the order in which they are first asked for; the
@@ -49,6 +50,14 @@ impl Weights {
             kept.matrices.insert(name.to_string(), matrix.clone());
         }
         Ok(matrix)
+    }
+
+    /// A matrix where it lies in the file, to be multiplied by.
+    pub fn stored(&self, name: &str, layout: Layout) -> Result<Matrix> {
+        let mapped = self.file.mapped(&format!("{}{name}", self.prefix))?;
+        let shape = mapped.shape().to_vec();
+        let refuse = || OracleError::Input(format!("{name} is no matrix: {shape:?}"));
+        Matrix::new(mapped, layout).ok_or_else(refuse)
     }
 
     /// Some rows of a matrix.

@@ -25,7 +25,6 @@ use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
 use crate::lineup::{Contact, file_name};
 use crate::machine::Machine;
 use crate::oracle::{Oracle, Truth};
-use crate::parallel;
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
 use crate::result::{Means, Role, RunResult, Unchecked, UncheckedKind, Verdict};
@@ -316,15 +315,13 @@ impl Run<'_> {
     fn ask_oracle(&mut self) -> Result<(), String> {
         let began = Instant::now();
         let oracle = Oracle::open(&self.plan.model_dir).map_err(|e| e.to_string())?;
-        let bar = self.progress.steps("oracle", "case", self.plan.cases.len());
-        let continuations = parallel::map(&self.plan.cases, |case| {
-            bar.detail(&case.name);
-            let continuation = oracle.continue_greedily(&case.ids, case.max_new_tokens);
-            bar.add(1);
-            continuation
-        });
+        let prompts: Vec<(&[u32], usize)> =
+            self.plan.cases.iter().map(|case| (&case.ids[..], case.max_new_tokens)).collect();
+        let steps = prompts.iter().map(|(_, n)| (*n).max(1)).max().unwrap_or(0);
+        let bar = self.progress.steps("oracle", "step", steps);
+        let continuations = oracle.continue_all(&prompts, &mut |done| bar.set(done as u64));
+        let continuations = continuations.map_err(|e| e.to_string())?;
         for (case, continuation) in self.plan.cases.iter_mut().zip(continuations) {
-            let continuation = continuation.map_err(|e| e.to_string())?;
             case.forced_ids.clone_from(&continuation.ids);
             self.truth.continuations.insert(case.name.clone(), continuation);
         }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files::SafetensorsFile;
 use crate::hash::{sha256_bytes, sha256_file};
+use crate::mapped::MappedTensor;
 use crate::protocol::HelloResponse;
 use crate::tensor::{Dtype, Tensor};
 
@@ -98,10 +99,15 @@ impl Bundle {
         self.tensors.get(&key(case, step, point))
     }
 
+    /// The same where it lies.
+    pub fn mapped(&self, case: &str, step: usize, point: &str) -> Result<MappedTensor> {
+        self.tensors.mapped(&key(case, step, point))
+    }
+
     /// Compares the tensor file with the hash that the manifest gives.
     pub fn verify(&self) -> Result<()> {
         let path = self.dir.join(TENSORS);
-        let found = sha256_file(&path).map_err(|e| Error::io("read", &path, e))?;
+        let found = sha256_bytes(self.tensors.bytes());
         if found == self.manifest.sha256 {
             return Ok(());
         }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
@@ -15,6 +16,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::mapped::MappedTensor;
 use crate::tensor::{Dtype, Tensor, TensorData};
 
 /// What the header of a `.npy` file says.
@@ -26,6 +28,17 @@ struct NpyHeader {
     shape: Vec<usize>,
     /// Where the data begins, in bytes.
     data: u64,
+}
+
+impl NpyHeader {
+    fn dtype(&self) -> Dtype {
+        match self.descr.trim_start_matches(['<', '>', '=', '|']) {
+            "f8" => Dtype::F64,
+            "f4" => Dtype::F32,
+            "f2" => Dtype::F16,
+            _ => Dtype::I64,
+        }
+    }
 }
 
 pub fn read_npy(path: &Path) -> Result<Tensor> {
@@ -48,13 +61,29 @@ pub fn inspect_npy_from<R: Read>(
     path: &Path,
 ) -> Result<(Dtype, Vec<usize>)> {
     let (header, _) = checked_npy_header(&mut source, length, path)?;
-    let dtype = match header.descr.trim_start_matches(['<', '>', '=', '|']) {
-        "f8" => Dtype::F64,
-        "f4" => Dtype::F32,
-        "f2" => Dtype::F16,
-        _ => Dtype::I64,
-    };
-    Ok((dtype, header.shape))
+    Ok((header.dtype(), header.shape))
+}
+
+/// A `.npy` that stays in its file; None of one in Fortran order or big-endian, whose elements must be moved.
+pub fn map_npy(path: &Path) -> Result<Option<MappedTensor>> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let length = file.metadata().map_err(|e| Error::io("examine", path, e))?.len();
+    let (header, item) = checked_npy_header(&mut BufReader::new(&file), length, path)?;
+    if header.fortran || header.descr.starts_with('>') {
+        return Ok(None);
+    }
+    // An empty file has a header, and is no empty map.
+    let map = map(&file, path)?;
+    let (begin, dtype) = (header.data as usize, header.dtype());
+    let bytes = begin..map.len();
+    Ok(MappedTensor::new(Arc::new(map), bytes, header.shape, dtype, item as usize))
+}
+
+fn map(file: &File, path: &Path) -> Result<Mmap> {
+    // SAFETY: the map is read-only. Another process that shortens the file meanwhile could make a read
+    // fault; the files are dumps that somebody compares, those that a finished run left, and those that an
+    // adapter's `tensor` message names, which nobody rewrites in place.
+    unsafe { Mmap::map(file) }.map_err(|e| Error::io("map", path, e))
 }
 
 /// The header and the bytes an element takes, once it is sure that the rest of the file is as long
@@ -205,7 +234,7 @@ pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<()> {
 /// length.
 #[derive(Debug)]
 pub struct SafetensorsFile {
-    map: Mmap,
+    map: Arc<Mmap>,
     path: PathBuf,
     metadata: Metadata,
     /// Where the data begins, in bytes.
@@ -215,14 +244,17 @@ pub struct SafetensorsFile {
 impl SafetensorsFile {
     pub fn open(path: &Path) -> Result<SafetensorsFile> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        // SAFETY: the map is read-only. Another process that shortens the file meanwhile could make a
-        // read fault; the files are those that a finished run or an adapter's `tensor` message names,
-        // which nobody rewrites in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        let map = map(&file, path)?;
         let refuse = |e| Error::malformed(path, format!("not a safetensors file: {e}"));
         SafeTensors::deserialize(&map).map_err(refuse)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(refuse)?;
-        Ok(SafetensorsFile { map, path: path.to_path_buf(), metadata, data: header + 8 })
+        let (map, path) = (Arc::new(map), path.to_path_buf());
+        Ok(SafetensorsFile { map, path, metadata, data: header + 8 })
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
     }
 
     /// Names, dtypes and shapes, in the order of the names.
@@ -247,6 +279,22 @@ impl SafetensorsFile {
         let info = self.info(key)?;
         let (begin, end) = info.data_offsets;
         self.widen(key, info, info.shape.clone(), begin..end)
+    }
+
+    /// The tensor where it lies.
+    pub fn mapped(&self, key: &str) -> Result<MappedTensor> {
+        let info = self.info(key)?;
+        let dtype = self.dtype(key, info.dtype)?;
+        let width = if info.dtype == safetensors::Dtype::I32 { 4 } else { dtype.size() };
+        let (begin, end) = info.data_offsets;
+        let bytes = self.data + begin..self.data + end;
+        MappedTensor::new(self.map.clone(), bytes, info.shape.clone(), dtype, width).ok_or_else(
+            || {
+                let what =
+                    format!("tensor {key:?} of shape {:?} has {} bytes", info.shape, end - begin);
+                Error::malformed(&self.path, what)
+            },
+        )
     }
 
     /// Some rows along the first axis, without reading the others.
@@ -324,6 +372,53 @@ pub fn list_safetensors(path: &Path) -> Result<Vec<(String, Dtype, Vec<usize>)>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::{bf16, f16};
+
+    /// What a mapped tensor gives is what reading it whole does, wherever one begins.
+    #[test]
+    fn a_mapped_tensor_has_the_elements_of_the_one_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let same = |mapped: &MappedTensor, whole: &Tensor| {
+            assert_eq!((mapped.shape(), mapped.dtype()), (&whole.shape[..], whole.dtype()));
+            for begin in 0..whole.len() {
+                let mut out = vec![0.0; whole.len() - begin];
+                mapped.read(begin, &mut out);
+                assert_eq!(out, whole.to_f64()[begin..], "{} from {begin}", whole.dtype());
+            }
+        };
+        for data in [
+            TensorData::F32(vec![1.5, -0.1, 3e38, 0.0, 1.0, 2.0]),
+            TensorData::F64(vec![1e300, -0.1, 0.0, 1.0, 2.0, 3.0]),
+            TensorData::I64(vec![-7, 50256, 0, 1, 2, 3]),
+        ] {
+            let tensor = Tensor::new(vec![2, 3], data);
+            let path = dir.path().join("t.npy");
+            write_npy(&path, &tensor).unwrap();
+            same(&map_npy(&path).unwrap().unwrap(), &tensor);
+        }
+        let (f16s, bf16s) = ([0.1, -2.0].map(f16::from_f64), [0.1, -2.0].map(bf16::from_f64));
+        let bytes = |data: TensorData| data.to_le_bytes();
+        let views = [
+            ("f16", safetensors::Dtype::F16, bytes(TensorData::F16(f16s.to_vec()))),
+            ("bf16", safetensors::Dtype::BF16, bytes(TensorData::BF16(bf16s.to_vec()))),
+            ("i32", safetensors::Dtype::I32, [-5i32, 7].map(i32::to_le_bytes).concat()),
+        ];
+        let views: Vec<_> = views
+            .iter()
+            .map(|(name, dtype, bytes)| {
+                (*name, safetensors::tensor::TensorView::new(*dtype, vec![2], bytes).unwrap())
+            })
+            .collect();
+        let path = dir.path().join("t.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let file = SafetensorsFile::open(&path).unwrap();
+        for name in ["f16", "bf16", "i32"] {
+            same(&file.mapped(name).unwrap(), &file.get(name).unwrap());
+        }
+        let pair = file.mapped("f16").unwrap().reshaped(vec![1, 2]).unwrap();
+        assert_eq!(pair.shape(), [1, 2]);
+        assert!(pair.reshaped(vec![3]).is_none());
+    }
 
     fn write(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();

@@ -175,14 +175,30 @@ impl Tensor {
         }
     }
 
-    pub fn to_f64(&self) -> Vec<f64> {
-        match &self.data {
-            TensorData::F32(v) => v.iter().map(|x| *x as f64).collect(),
-            TensorData::F64(v) => v.clone(),
-            TensorData::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
-            TensorData::BF16(v) => v.iter().map(|x| x.to_f64()).collect(),
-            TensorData::I64(v) => v.iter().map(|x| *x as f64).collect(),
+    /// Elements from `begin` on until `out` is full, as [`Tensor::get`] gives them.
+    ///
+    /// # Panics
+    /// Where there are fewer.
+    pub fn widen(&self, begin: usize, out: &mut [f64]) {
+        fn each<T: Copy>(from: &[T], begin: usize, out: &mut [f64], one: impl Fn(T) -> f64) {
+            for (to, from) in out.iter_mut().zip(&from[begin..]) {
+                *to = one(*from);
+            }
         }
+        assert!(out.len() <= self.len() - begin, "{} elements from {begin} on", out.len());
+        match &self.data {
+            TensorData::F32(v) => each(v, begin, out, f64::from),
+            TensorData::F64(v) => each(v, begin, out, |x| x),
+            TensorData::F16(v) => each(v, begin, out, f16::to_f64),
+            TensorData::BF16(v) => each(v, begin, out, bf16::to_f64),
+            TensorData::I64(v) => each(v, begin, out, |x| x as f64),
+        }
+    }
+
+    pub fn to_f64(&self) -> Vec<f64> {
+        let mut values = vec![0.0; self.len()];
+        self.widen(0, &mut values);
+        values
     }
 
     /// The index along each axis of flat element `i`.

@@ -154,13 +154,13 @@ impl Side<'_> {
     fn error(&self, step: usize, key: &GoldenKey, found: &Numbers) -> Option<Error> {
         let truth = key.select_numbers(self.truth(step, key)?).ok()?;
         let tokens = if step == 0 { self.ids.len() } else { 1 };
-        let counts = key.counts(&truth.shape, tokens);
+        let cells = key.cells(&truth.shape, tokens);
         let tolerance = match point_tolerance(key.point) {
             0.0 => Tolerance::Exact,
             t => Tolerance::Mixed(t),
         };
         // Another shape is beyond everything.
-        let Ok(c) = compare(found, &truth, tolerance, counts) else {
+        let Ok(c) = compare(found, &truth, tolerance, &cells) else {
             return Some(Error { most: f64::INFINITY, beyond: true });
         };
         let wrong = c.metrics.exceeding;
