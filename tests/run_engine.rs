@@ -59,6 +59,37 @@ fn the_engine_in_bf16_is_right_stage_by_stage() {
     assert!(largest > 1e-3, "{largest:e} is the rounding of f32");
 }
 
+/// Whatever instructions the kernels are made of: the same bits, and right. (`env` is how a user would force it.)
+#[test]
+fn every_dispatch_path_passes_with_the_same_bits() {
+    let forced = |level: &str| format!("env LLORCH_SIMD={level} {}", engine());
+    let (portable, avx2) = (forced("portable"), forced("avx2"));
+    let (result, code, stderr) = run(&[
+        "--ref",
+        &format!("portable={portable}"),
+        "--ref",
+        &format!("avx2={avx2}"),
+        "--prompt",
+        "Hello.",
+    ]);
+    assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{stderr}");
+    for other in ["portable", "avx2"] {
+        let pairs = rows(&result, &[("kind", "pair"), ("a", "llorch-cpud"), ("b", other)]);
+        assert!(pairs.len() > 700, "{} rows with {other}", pairs.len());
+        for checkpoint in 0..13 {
+            assert!(pairs.iter().any(|r| r["checkpoint"] == checkpoint), "{other}: {checkpoint}");
+        }
+        let differing = pairs.iter().find(|r| r["max_abs"].as_f64().is_some_and(|d| d > 0.0));
+        assert!(differing.is_none(), "{differing:?}");
+    }
+    for subject in [portable, avx2] {
+        let again = format!("again={}", engine());
+        let (result, code, stderr) =
+            run(&["--subject", &subject, "--ref", &again, "--dtype", "bf16", "--prompt", "Hello."]);
+        assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{subject}: {stderr}");
+    }
+}
+
 #[test]
 fn a_saved_run_is_judged_again_offline_by_other_tolerances() {
     let dir = tempfile::tempdir().unwrap();

@@ -101,7 +101,7 @@ impl Plan {
 }
 
 /// Everything one implementation gave.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Evidence {
     pub name: String,
     pub role: Role,

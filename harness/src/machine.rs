@@ -1,4 +1,4 @@
-//! The kind of machine that a run was made on: figures of another kind are another series.
+//! The machine that a run is made on. Figures of another kind of machine are another series.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,24 @@ fn cpu_in(cpuinfo: &str) -> String {
     };
     // Of ARM machines there is only the number of the part.
     of("model name").or_else(|| of("CPU part")).unwrap_or_default()
+}
+
+/// The most memory that a process has had so far, in bytes; none where the system doesn't tell.
+pub fn peak_memory(process: i32) -> Option<u64> {
+    bytes_in(&format!("/proc/{process}/status"), "VmHWM:")
+}
+
+/// Memory that can be had without swapping, in bytes; none where the system doesn't tell.
+pub fn available_memory() -> Option<u64> {
+    bytes_in("/proc/meminfo", "MemAvailable:")
+}
+
+/// What stands in kB behind `key`.
+fn bytes_in(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]

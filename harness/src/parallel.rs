@@ -1,6 +1,20 @@
 //! Independent pieces of work on all cores.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread does by itself what it would share, and only what nobody else needs the core for: work that
+/// others are not to notice.
+pub fn stay_behind() {
+    ALONE.set(true);
+    // On Linux that is of the thread alone. Where it isn't allowed, it is only less polite.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(19);
+}
 
 /// `f` of every item, in the order of the items, whoever computed it.
 ///
@@ -17,7 +31,8 @@ pub fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync) -> Vec<R> 
             done.push((i, f(item)));
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = if ALONE.get() { 1 } else { cores.min(items.len()) };
     let mut done = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut done = work();
@@ -44,6 +59,16 @@ mod tests {
         let slow = |x: &u64| (0..1000 - x).fold(*x, |a, b| a.max(b.min(*x)));
         assert_eq!(map(&items, slow), items);
         assert_eq!(map(&[] as &[u64], slow), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn who_stays_behind_works_alone() {
+        let here = || std::thread::current().id();
+        let worker = std::thread::spawn(move || {
+            stay_behind();
+            map(&[(); 100], |()| here()).into_iter().all(|id| id == here())
+        });
+        assert!(worker.join().unwrap());
     }
 
     #[test]

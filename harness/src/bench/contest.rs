@@ -19,7 +19,7 @@ use super::record::{
 use super::truth::{self, Expected};
 use crate::lineup::{Member, UNNAMED, is_name};
 use crate::live::{Live, LiveError};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::oracle::{Oracle, OracleError};
 use crate::run::RunError;
 use crate::run::assemble::model_record;
@@ -218,7 +218,7 @@ impl Contest<'_> {
     fn seats(&self) -> usize {
         let file = self.model.dir.join("model.safetensors");
         let size = std::fs::metadata(file).map_or(0, |meta| meta.len()).max(1);
-        let available = measure::available_memory().unwrap_or(u64::MAX);
+        let available = machine::available_memory().unwrap_or(u64::MAX);
         let engines = available / 10 * 8 / (ROOM * size);
         usize::try_from(engines).unwrap_or(usize::MAX).saturating_sub(1).max(1)
     }
@@ -517,7 +517,7 @@ fn ask(
     }
     // What one sequence takes, before there are several.
     if runner.samples.keys().all(|(metric, _)| *metric != Metric::PeakMemory)
-        && let Some(bytes) = measure::peak_memory(runner.live.process_id())
+        && let Some(bytes) = machine::peak_memory(runner.live.process_id())
     {
         runner.keep(Metric::PeakMemory, 0, bytes as f64);
     }

@@ -93,21 +93,3 @@ pub fn cold_start(
     live.finish();
     answer.map(|_| times)
 }
-
-/// The most memory that a process has had so far, in bytes; none where the system doesn't tell.
-pub fn peak_memory(process: i32) -> Option<u64> {
-    bytes_in(&format!("/proc/{process}/status"), "VmHWM:")
-}
-
-/// Memory that can be had without swapping, in bytes; none where the system doesn't tell.
-pub fn available_memory() -> Option<u64> {
-    bytes_in("/proc/meminfo", "MemAvailable:")
-}
-
-/// What stands in kB behind `key`.
-fn bytes_in(file: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
-}

@@ -43,6 +43,7 @@ use crate::oracle::{Continuation, Truth};
 use crate::parallel;
 use crate::result::{Odd, Row, RowKind, RunVerdict, Status, Unchecked, Verdict};
 
+pub use oracle_rows::Beforehand;
 pub use overall::conclude;
 
 pub use local::{Captured, describe, measure, times};
@@ -91,7 +92,18 @@ pub fn judge(
     truth: &Truth,
     options: &JudgeOptions,
 ) -> Verdicts {
-    let oracle_rows = OracleRows::of(plan, evidence, truth, options);
+    judge_the_rest(plan, evidence, truth, options, Beforehand::default())
+}
+
+/// The same where some of it was done while implementations were still at work.
+pub fn judge_the_rest(
+    plan: &Plan,
+    evidence: &[Evidence],
+    truth: &Truth,
+    options: &JudgeOptions,
+    beforehand: Beforehand,
+) -> Verdicts {
+    let oracle_rows = OracleRows::of(plan, evidence, truth, options, beforehand);
     let mut rows = Vec::new();
     let bar = options.progress.steps("comparing", "case", plan.cases.len());
     for (n, case) in plan.cases.iter().enumerate() {
@@ -149,7 +161,24 @@ impl<'a> Place<'a> {
         step: usize,
         point: Point,
     ) -> Place<'a> {
-        let found = evidence.iter().map(|e| find(e, case, step, point)).collect();
+        Self::of_some(plan, evidence, options, case, step, point, &|_| true)
+    }
+
+    /// As if some of the implementations had nothing there.
+    fn of_some(
+        plan: &'a Plan,
+        evidence: &'a [Evidence],
+        options: &'a JudgeOptions,
+        case: &'a Case,
+        step: usize,
+        point: Point,
+        whose: &dyn Fn(usize) -> bool,
+    ) -> Place<'a> {
+        let found = evidence.iter().enumerate().map(|(who, e)| match whose(who) {
+            true => find(e, case, step, point),
+            false => Found::Unchecked(String::new()),
+        });
+        let found = found.collect();
         Place { dims: &plan.dims, evidence, oracle: None, options, case, step, point, found }
     }
 

@@ -5,7 +5,8 @@
 //! itself had captured: what this stage alone did. They are computed stage by stage over all
 //! implementations, cases and steps, so that a layer's weights are widened once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llorch_trace::{Class, Point, Stage};
 
@@ -35,36 +36,73 @@ const TOGETHER: usize = 8 << 20;
 /// that both are noise.
 const RATIO_FLOOR: f64 = 4.0;
 
+/// What was recomputed of implementations while others were still at work.
+#[derive(Debug, Default)]
+pub struct Beforehand {
+    traces: Option<Traces>,
+    /// By implementation: the points that are done.
+    done: BTreeMap<String, BTreeSet<Point>>,
+    rows: OracleRows,
+}
+
+/// The oracle's own pass, by case.
+type Traces = BTreeMap<String, Trace>;
+
+impl Beforehand {
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    /// Recomputes the stages of one more, point by point, until `enough` is so.
+    pub fn add(
+        &mut self,
+        plan: &Plan,
+        one: &Evidence,
+        truth: &Truth,
+        options: &JudgeOptions,
+        enough: &AtomicBool,
+    ) {
+        let traces = self.traces.get_or_insert_with(|| traces(plan, truth, options));
+        let evidence = std::slice::from_ref(one);
+        let work = Work { plan, evidence, truth, traces, options };
+        for point in work.points() {
+            if enough.load(Ordering::Relaxed) {
+                return;
+            }
+            self.rows.merge(work.point(point, &|_| true));
+            self.done.entry(one.name.clone()).or_default().insert(point);
+        }
+    }
+}
+
 impl OracleRows {
+    /// Of all implementations, whatever was done of them beforehand.
     pub fn of(
         plan: &Plan,
         evidence: &[Evidence],
         truth: &Truth,
         options: &JudgeOptions,
+        beforehand: Beforehand,
     ) -> OracleRows {
-        let traces = match &truth.oracle {
-            Some(oracle) if options.stages => traces(plan, oracle),
-            _ => BTreeMap::new(),
+        let Beforehand { traces: known, done, rows: mut found } = beforehand;
+        let traces = known.unwrap_or_else(|| traces(plan, truth, options));
+        let work = Work { plan, evidence, truth, traces: &traces, options };
+        let is_left = |point: Point, who: usize| {
+            done.get(&evidence[who].name).is_none_or(|points| !points.contains(&point))
         };
-        let mut points = judged_points(plan);
-        if truth.oracle.is_none() || !options.stages {
-            // Of the continuation only the last logits are known; nothing else need be read.
-            points.retain(|p| p.stage == Stage::LogitsLast);
-        }
+        let mut points = work.points();
+        points.retain(|point| (0..evidence.len()).any(|who| is_left(*point, who)));
         let bar = options.progress.steps("recomputing stages", "point", points.len());
         bar.set(0);
         // Points are independent of one another.
         let parts = parallel::map(&points, |point| {
-            let mut found = OracleRows::default();
-            found.take_point(plan, evidence, truth, &traces, options, *point);
+            let part = work.point(*point, &|who| is_left(*point, who));
             bar.add(1);
-            found
+            part
         });
-        let mut found = OracleRows::default();
-        for part in parts {
-            found.rows.extend(part.rows);
-            found.floors.extend(part.floors);
-        }
+        parts.into_iter().for_each(|part| found.merge(part));
+        let place = |row: &Row| evidence.iter().position(|e| e.name == row.a);
+        found.rows.values_mut().for_each(|rows| rows.sort_by_key(place));
         found.attribute_deviations(plan, evidence);
         if let Some(subject) = evidence.iter().find(|e| e.role == Role::Subject) {
             for (key, rows) in &mut found.rows {
@@ -74,6 +112,13 @@ impl OracleRows {
             }
         }
         found
+    }
+
+    fn merge(&mut self, part: OracleRows) {
+        for (key, rows) in part.rows {
+            self.rows.entry(key).or_default().extend(rows);
+        }
+        self.floors.extend(part.floors);
     }
 
     pub fn at(&self, case: &str, step: usize, point: Point) -> &[Row] {
@@ -120,61 +165,6 @@ impl OracleRows {
         own.fold(self.admitted_error(evidence, case, step), f64::max)
     }
 
-    /// One point at every step of every case, a group of them at a time.
-    fn take_point(
-        &mut self,
-        plan: &Plan,
-        evidence: &[Evidence],
-        truth: &Truth,
-        traces: &BTreeMap<String, Trace>,
-        options: &JudgeOptions,
-        point: Point,
-    ) {
-        let mut group: Vec<Place<'_>> = Vec::new();
-        let mut size = 0;
-        for case in &plan.cases {
-            for step in 0..case.steps() {
-                let (t, s) = case.sizes(step);
-                size += evidence.len() * point.shape(&plan.dims, t, s).iter().product::<usize>();
-                group.push(Place::new(plan, evidence, options, case, step, point));
-                if size > TOGETHER {
-                    self.take(std::mem::take(&mut group), truth, traces, options);
-                    size = 0;
-                }
-            }
-        }
-        self.take(group, truth, traces, options);
-    }
-
-    fn take(
-        &mut self,
-        group: Vec<Place<'_>>,
-        truth: &Truth,
-        traces: &BTreeMap<String, Trace>,
-        options: &JudgeOptions,
-    ) {
-        let oracle = truth.oracle.as_ref().filter(|_| options.stages);
-        let mut replayed = oracle.map(|o| replay(o, &group)).unwrap_or_default().into_iter();
-        for place in &group {
-            let expected = match traces.get(&place.case.name) {
-                Some(trace) => trace.get(place.step, place.point),
-                None => last_logits(truth, place),
-            };
-            let mut rows = Vec::new();
-            for (who, found) in place.found.iter().enumerate() {
-                let Found::Tensor(x) = found else { continue };
-                let replayed = replayed.next().flatten();
-                let Some(expected) = &expected else { continue };
-                rows.push(row(place, who, x, expected, replayed.as_ref(), oracle.is_some()));
-            }
-            let key = (place.case.name.clone(), place.step, place.point);
-            if let Some(floor) = expected.as_ref().and_then(|e| ratio_floor(place, e)) {
-                self.floors.insert(key.clone(), floor);
-            }
-            self.rows.insert(key, rows);
-        }
-    }
-
     /// What a declared deviation does to the stages after it is no fault of theirs: where every stage
     /// up to a point was recomputed and is right by itself, and one deviates as declared, a total
     /// error beyond the class is that deviation's, carried on.
@@ -211,26 +201,86 @@ impl OracleRows {
     }
 }
 
-/// Points with a row: those asked for, and the last logits where a choice of token hangs on them.
-fn judged_points(plan: &Plan) -> Vec<Point> {
-    let last = Point::new(Stage::LogitsLast);
-    let chooses =
-        |p: &&Point| matches!(p.stage, Stage::Argmax | Stage::NextProbs | Stage::Generated);
-    let mut points: Vec<Point> = plan
-        .points
-        .iter()
-        .copied()
-        .filter(|p| {
-            *p == Point::new(Stage::Embeddings) || !inputs_of(*p, plan.dims.n_layer).is_empty()
-        })
-        .collect();
-    if !points.contains(&last) && plan.points.iter().any(|p| chooses(&p)) {
-        points.push(last);
-    }
-    points
+/// What rows are made of.
+struct Work<'a> {
+    plan: &'a Plan,
+    evidence: &'a [Evidence],
+    truth: &'a Truth,
+    traces: &'a Traces,
+    options: &'a JudgeOptions,
 }
 
-fn traces(plan: &Plan, oracle: &Oracle) -> BTreeMap<String, Trace> {
+impl Work<'_> {
+    /// Points with a row: those asked for, and the last logits where a choice of token hangs on them.
+    fn points(&self) -> Vec<Point> {
+        let last = Point::new(Stage::LogitsLast);
+        let chooses =
+            |p: &&Point| matches!(p.stage, Stage::Argmax | Stage::NextProbs | Stage::Generated);
+        let n_layer = self.plan.dims.n_layer;
+        let asked = self.plan.points.iter().copied();
+        let mut points: Vec<Point> = asked
+            .filter(|p| *p == Point::new(Stage::Embeddings) || !inputs_of(*p, n_layer).is_empty())
+            .collect();
+        if !points.contains(&last) && self.plan.points.iter().any(|p| chooses(&p)) {
+            points.push(last);
+        }
+        if self.truth.oracle.is_none() || !self.options.stages {
+            // Of the continuation only the last logits are known; nothing else need be read.
+            points.retain(|p| *p == last);
+        }
+        points
+    }
+
+    /// One point at every step of every case, a group of them at a time, of some of the implementations.
+    fn point(&self, point: Point, whose: &dyn Fn(usize) -> bool) -> OracleRows {
+        let Work { plan, evidence, options, .. } = *self;
+        let mut found = OracleRows::default();
+        let mut group: Vec<Place<'_>> = Vec::new();
+        let mut size = 0;
+        for case in &plan.cases {
+            for step in 0..case.steps() {
+                let (t, s) = case.sizes(step);
+                size += evidence.len() * point.shape(&plan.dims, t, s).iter().product::<usize>();
+                group.push(Place::of_some(plan, evidence, options, case, step, point, whose));
+                if size > TOGETHER {
+                    self.take(std::mem::take(&mut group), &mut found);
+                    size = 0;
+                }
+            }
+        }
+        self.take(group, &mut found);
+        found
+    }
+
+    fn take(&self, group: Vec<Place<'_>>, to: &mut OracleRows) {
+        let oracle = self.truth.oracle.as_ref().filter(|_| self.options.stages);
+        let mut replayed = oracle.map(|o| replay(o, &group)).unwrap_or_default().into_iter();
+        for place in &group {
+            let expected = match self.traces.get(&place.case.name) {
+                Some(trace) => trace.get(place.step, place.point),
+                None => last_logits(self.truth, place),
+            };
+            let mut rows = Vec::new();
+            for (who, found) in place.found.iter().enumerate() {
+                let Found::Tensor(x) = found else { continue };
+                let replayed = replayed.next().flatten();
+                let Some(expected) = &expected else { continue };
+                rows.push(row(place, who, x, expected, replayed.as_ref(), oracle.is_some()));
+            }
+            let key = (place.case.name.clone(), place.step, place.point);
+            if let Some(floor) = expected.as_ref().and_then(|e| ratio_floor(place, e)) {
+                to.floors.insert(key.clone(), floor);
+            }
+            to.rows.insert(key, rows);
+        }
+    }
+}
+
+/// Nothing where stages aren't recomputed.
+fn traces(plan: &Plan, truth: &Truth, options: &JudgeOptions) -> Traces {
+    let Some(oracle) = truth.oracle.as_ref().filter(|_| options.stages) else {
+        return Traces::new();
+    };
     let trace = |case: &Case| {
         let fed = &case.forced_ids[..case.forced_ids.len().min(case.steps() - 1)];
         // The oracle has been through this case before, so that nothing is refused here.

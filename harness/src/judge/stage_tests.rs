@@ -2,6 +2,7 @@
 //! would, and with one of them wrong.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use llorch_trace::protocol::{Deviation, Sampling};
 use llorch_trace::{BundleWriter, Dtype, Manifest, Point, Stage, Tensor, all_points};
@@ -426,11 +427,44 @@ fn a_narrow_reference_widens_no_margin() {
     let mut reference = narrow(&bench, "ref", Dtype::BF16, true, &honest);
     reference.role = Role::Reference;
     let all = [ours, reference];
-    let rows = OracleRows::of(&bench.plan, &all, &bench.truth, &JudgeOptions::default());
+    let options = JudgeOptions::default();
+    let rows = OracleRows::of(&bench.plan, &all, &bench.truth, &options, Beforehand::default());
     assert_eq!(rows.admitted_error(&all, "c", 0), 0.0);
     assert!(rows.logits_error(&all, "c", 0, ["ours", "ref"]) > 0.0);
     let row = |who: &str| {
         rows.at("c", 0, Point::new(Stage::LogitsLast)).iter().find(|r| r.a == who).unwrap().ratio
     };
     assert_eq!(row("ours"), None);
+}
+
+/// Whatever of an implementation was recomputed before the others had answered, and however much of it.
+#[test]
+fn what_is_done_beforehand_changes_no_row() {
+    let bench = Bench::new();
+    let ours = bench.evidence("ours", Role::Subject, &scaled("h.2.attn.out", 1.001));
+    let all = [
+        ours,
+        bench.evidence("ref", Role::Reference, &honest),
+        narrow(&bench, "half", Dtype::F16, true, &honest),
+    ];
+    let options = JudgeOptions::default();
+    let at_once = bench.judge(&all);
+    let after = |whose: &[usize], points: usize| {
+        let mut beforehand = Beforehand::default();
+        let plan = Plan { points: bench.plan.points[..points].to_vec(), ..bench.plan.clone() };
+        for who in whose {
+            beforehand.add(&plan, &all[*who], &bench.truth, &options, &AtomicBool::new(false));
+        }
+        let verdicts = judge_the_rest(&bench.plan, &all, &bench.truth, &options, beforehand);
+        serde_json::to_value(verdicts.rows).unwrap()
+    };
+    let expected = serde_json::to_value(at_once.rows).unwrap();
+    let n = bench.plan.points.len();
+    for (whose, points) in [(&[0][..], n), (&[2, 0, 1], n), (&[1, 0], n / 2)] {
+        assert!(after(whose, points) == expected, "{whose:?}, {points} points");
+    }
+    // One that was stopped at once has done nothing.
+    let mut stopped = Beforehand::default();
+    stopped.add(&bench.plan, &all[0], &bench.truth, &options, &AtomicBool::new(true));
+    assert!(stopped.is_empty());
 }

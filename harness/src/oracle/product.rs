@@ -87,7 +87,7 @@ impl Matrix {
         let wide = self.piece().1;
         let starts: Vec<usize> = outputs.clone().step_by(wide).collect();
         let block =
-            |first: &usize| self.block(rows, *first..outputs.end.min(first + wide), magnitude);
+            |first: &usize| self.block(rows, t, *first..outputs.end.min(first + wide), magnitude);
         let blocks: Vec<Block> = match t * k * n < MANY {
             true => starts.iter().map(block).collect(),
             false => parallel::map(&starts, block),
@@ -125,9 +125,8 @@ impl Matrix {
         }
     }
 
-    fn block(&self, x: &[f64], outputs: Range<usize>, magnitude: bool) -> Block {
+    fn block(&self, x: &[f64], rows: usize, outputs: Range<usize>, magnitude: bool) -> Block {
         let k = self.inputs();
-        let rows = x.len().checked_div(k).unwrap_or(0);
         let panels = outputs.len().div_ceil(LANES);
         let wide = panels * LANES;
         let zeros = |rows: usize| vec![0.0; rows * wide];
@@ -135,6 +134,7 @@ impl Matrix {
             Block { value: zeros(rows), magnitude: zeros(if magnitude { rows } else { 0 }) };
         let at_once = self.piece().0;
         let mut weights = vec![[0.0; LANES]; panels * at_once];
+        let mut side_by_side = vec![0.0; ROWS * at_once];
         for begin in (0..k).step_by(at_once) {
             let inputs = begin..k.min(begin + at_once);
             let weights = &mut weights[..panels * inputs.len()];
@@ -146,13 +146,14 @@ impl Matrix {
                     true => &mut block.magnitude[group.clone()],
                     false => &mut [],
                 };
-                accumulate(inputs, weights, &mut block.value[group], magnitude, wide);
+                let sums = [&mut block.value[group], magnitude];
+                accumulate(inputs, &mut side_by_side, weights, sums, wide);
             }
         }
         block
     }
 
-    /// Weights by eight outputs, then by input; nothing is put beyond the last output, where zeros are.
+    /// Weights by eight outputs, then by input; what lies beyond the last output means nothing.
     fn widen(&self, inputs: Range<usize>, outputs: Range<usize>, to: &mut [[f64; LANES]]) {
         let [k, n] = self.size;
         let count = inputs.len();
@@ -194,53 +195,53 @@ struct Inputs<'a> {
     count: usize,
 }
 
-/// Adds to sums, rows of `wide` outputs, their inputs' products. `magnitude` is empty where it isn't wanted.
+/// Adds to sums, rows of `wide` outputs, their inputs' products. Those of absolute values are empty where they aren't
+/// wanted; `side_by_side` has room for the rows' inputs.
 #[allow(clippy::needless_lifetimes, reason = "the macro can't do without")]
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn accumulate<'a>(
     inputs: Inputs<'a>,
+    side_by_side: &mut [f64],
     weights: &[[f64; LANES]],
-    value: &mut [f64],
-    magnitude: &mut [f64],
+    sums: [&mut [f64]; 2],
     wide: usize,
 ) {
     // Without the instruction a fused multiply-add is a function call.
     let fused = target_cfg_f!(any(target_feature = "fma", target_arch = "aarch64"));
-    match value.len() / wide {
-        1 => tiles::<1>(inputs, weights, value, magnitude, fused),
-        2 => tiles::<2>(inputs, weights, value, magnitude, fused),
-        3 => tiles::<3>(inputs, weights, value, magnitude, fused),
-        4 => tiles::<4>(inputs, weights, value, magnitude, fused),
-        5 => tiles::<5>(inputs, weights, value, magnitude, fused),
-        _ => tiles::<ROWS>(inputs, weights, value, magnitude, fused),
+    let scratch = side_by_side;
+    match sums[0].len() / wide {
+        1 => tiles::<1>(inputs, scratch, weights, sums, fused),
+        2 => tiles::<2>(inputs, scratch, weights, sums, fused),
+        3 => tiles::<3>(inputs, scratch, weights, sums, fused),
+        4 => tiles::<4>(inputs, scratch, weights, sums, fused),
+        5 => tiles::<5>(inputs, scratch, weights, sums, fused),
+        _ => tiles::<ROWS>(inputs, scratch, weights, sums, fused),
     }
 }
 
 #[inline(always)]
 fn tiles<const R: usize>(
-    inputs: Inputs<'_>,
+    Inputs { x, stride, count }: Inputs<'_>,
+    side_by_side: &mut [f64],
     weights: &[[f64; LANES]],
-    value: &mut [f64],
-    magnitude: &mut [f64],
+    [value, magnitude]: [&mut [f64]; 2],
     fused: bool,
 ) {
-    let Inputs { x, stride, count } = inputs;
-    // The rows' inputs side by side, as they are multiplied.
-    let mut by_input = [[0.0; R]; INPUTS];
+    let by_input = &mut side_by_side.as_chunks_mut::<R>().0[..count];
     for r in 0..R {
         for (of_all, x) in by_input.iter_mut().zip(&x[r * stride..][..count]) {
             of_all[r] = *x;
         }
     }
     for (p, panel) in weights.chunks_exact(count).enumerate() {
-        add(value, p, &tile::<R>(&by_input[..count], panel, |w| w, fused));
+        add(value, p, &tile::<R>(by_input, panel, |w| w, fused));
     }
     if magnitude.is_empty() {
         return;
     }
     by_input.as_flattened_mut().iter_mut().for_each(|x| *x = x.abs());
     for (p, panel) in weights.chunks_exact(count).enumerate() {
-        add(magnitude, p, &tile::<R>(&by_input[..count], panel, f64::abs, fused));
+        add(magnitude, p, &tile::<R>(by_input, panel, f64::abs, fused));
     }
 }
 

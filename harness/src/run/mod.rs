@@ -2,9 +2,10 @@
 //! checkpoint.
 //!
 //! Reading order: [`args`] is the command line ([`means`] what other commands share of it), [`pipeline`]
-//! the order of things, [`scout`] asks one implementation something before the run, [`provisioning`] makes references ready meanwhile,
+//! the order of things, [`scout`] asks one implementation something before the run, [`ahead`] recomputes stages during it, [`provisioning`] makes references ready meanwhile,
 //! [`assemble`] makes the one saved result of it, [`verdicts`] what is told of each reference meanwhile.
 
+mod ahead;
 pub mod args;
 pub mod assemble;
 pub mod error;

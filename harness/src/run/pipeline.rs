@@ -2,7 +2,10 @@
 //! all cases, the references as they become ready; then the judge.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -10,18 +13,18 @@ use llorch_models::progress::Progress;
 use llorch_models::{ResolveOptions, ResolvedModel};
 use llorch_trace::{Dims, Dtype};
 
-use super::RunError;
 use super::args::Request;
 use super::assemble::{self, Facts};
 use super::out_dir::OutDir;
 use super::provisioning::Provisioning;
 use super::scout::Scout;
 use super::verdicts::tell_pair;
+use super::{RunError, ahead};
 use crate::collect::{self, Settings, collect};
 use crate::evidence::{Evidence, Plan};
 use crate::guides::assess::assess;
 use crate::isolate::{Ask, Isolation, Source};
-use crate::judge::{JudgeOptions, Verdicts, isolated, judge};
+use crate::judge::{Beforehand, JudgeOptions, Verdicts, isolated, judge, judge_the_rest};
 use crate::lineup::{Contact, file_name};
 use crate::machine::Machine;
 use crate::oracle::{Oracle, Truth};
@@ -69,6 +72,12 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         isolation: None,
         unchecked: Vec::new(),
         seconds: BTreeMap::new(),
+        judging: JudgeOptions {
+            values: request.values,
+            progress: progress.clone(),
+            ..JudgeOptions::default()
+        },
+        beforehand: Beforehand::default(),
         out: out.path(),
     };
     let provisioning = Provisioning::new(request.references.len());
@@ -79,18 +88,26 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         evidence
     })?;
 
-    let Run { plan, truth, isolation, mut unchecked, mut seconds, .. } = run;
+    let Run {
+        plan,
+        truth,
+        isolation,
+        mut unchecked,
+        mut seconds,
+        judging: options,
+        beforehand,
+        ..
+    } = run;
     unchecked.extend(assemble::real_weights(&model));
     let collected = Collected { plan, evidence, truth, unchecked, isolation };
     let judging = Instant::now();
-    let verdicts = collected_verdicts(
-        &collected,
-        &JudgeOptions {
-            values: request.values,
-            progress: progress.clone(),
-            ..JudgeOptions::default()
-        },
-    );
+    let verdicts = match collected.isolation {
+        Some(_) => collected_verdicts(&collected, &options),
+        None => {
+            let Collected { plan, evidence, truth, .. } = &collected;
+            judge_the_rest(plan, evidence, truth, &options, beforehand)
+        }
+    };
     seconds.insert("judge".into(), judging.elapsed().as_secs_f64());
     seconds.insert("total".into(), began.elapsed().as_secs_f64());
     let model = assemble::model_record(&model)?;
@@ -167,6 +184,9 @@ struct Run<'a> {
     isolation: Option<Isolation>,
     unchecked: Vec<Unchecked>,
     seconds: BTreeMap<String, f64>,
+    judging: JudgeOptions,
+    /// What of the judge's work was done while references were at work.
+    beforehand: Beforehand,
     out: &'a Path,
 }
 
@@ -211,16 +231,32 @@ impl Run<'_> {
         if let Some((reason, _)) = &first.missing {
             return Err(RunError::Environment(reason.clone()));
         }
+        let (answered, waiting) = channel();
         let jury = Jury {
             run: self,
             settings: &settings,
             provisioning,
-            state: Mutex::new(Heard { evidence: vec![first], places: Vec::new(), error: None }),
+            answered: self.isolation.is_none().then_some(answered),
+            state: Mutex::new(Heard { evidence: Vec::new(), places: Vec::new(), error: None }),
         };
-        std::thread::scope(|scope| {
-            for _ in 0..self.request.jobs.min(references.len()) {
-                scope.spawn(|| jury.work());
-            }
+        jury.recompute(&first);
+        jury.state.lock().unwrap_or_else(PoisonError::into_inner).evidence.push(first);
+        let enough = AtomicBool::new(false);
+        let (jury, beforehand) = std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| {
+                ahead::recompute(&self.plan, &self.truth, &self.judging, waiting, &enough)
+            });
+            std::thread::scope(|scope| {
+                for _ in 0..self.request.jobs.min(references.len()) {
+                    scope.spawn(|| jury.work());
+                }
+            });
+            // What is left goes to all cores.
+            enough.store(true, Ordering::Relaxed);
+            let mut jury = jury;
+            jury.answered = None;
+            let beforehand = ahead.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (jury, beforehand)
         });
         let heard = jury.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = heard.error {
@@ -240,6 +276,7 @@ impl Run<'_> {
             }));
         }
         self.seconds.extend(all.iter().map(|e| (e.name.clone(), e.seconds)));
+        self.beforehand = beforehand;
         Ok(all)
     }
 
@@ -349,6 +386,8 @@ struct Jury<'a, 'r> {
     run: &'a Run<'r>,
     settings: &'a Settings<'a>,
     provisioning: &'a Provisioning,
+    /// To whoever recomputes stages meanwhile.
+    answered: Option<Sender<Evidence>>,
     state: Mutex<Heard>,
 }
 
@@ -361,12 +400,22 @@ struct Heard {
 }
 
 impl Jury<'_, '_> {
+    fn recompute(&self, evidence: &Evidence) {
+        if let Some(answered) = &self.answered
+            && evidence.missing.is_none()
+        {
+            // Nobody listens where there is no oracle, or no room.
+            let _ = answered.send(evidence.clone());
+        }
+    }
+
     fn work(&self) {
         while let Some((place, answer)) = self.provisioning.next() {
             let heard = self.hear(place, answer);
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             match heard {
                 Ok(evidence) => {
+                    self.recompute(&evidence);
                     state.evidence.push(evidence);
                     state.places.push(place);
                     let failed = self.show_last(&mut state.evidence);

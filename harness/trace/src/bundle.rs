@@ -69,7 +69,7 @@ pub fn key(case: &str, step: usize, point: &str) -> String {
 }
 
 /// An open bundle; tensors are read from a memory map when they are asked for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Bundle {
     pub manifest: Manifest,
     pub dir: PathBuf,

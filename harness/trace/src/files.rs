@@ -232,7 +232,7 @@ pub fn write_npy(path: &Path, tensor: &Tensor) -> Result<()> {
 
 /// A memory-mapped `.safetensors` file whose header has been parsed once and checked against its
 /// length.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SafetensorsFile {
     map: Arc<Mmap>,
     path: PathBuf,

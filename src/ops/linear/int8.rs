@@ -20,6 +20,8 @@ const WORDS: usize = GROUP / 4;
 pub const PANEL_ROWS: usize = 1 + WORDS;
 /// Words of a token that a group takes: its scale, what its sums begin with, then its inputs.
 pub const INPUT_WORDS: usize = 2 + WORDS;
+/// Members that are computed side by side.
+const LANES: usize = 16;
 /// A group without anything larger is taken for zeros: the reciprocal of its scale would be infinite.
 const SMALLEST: f32 = 1e-30;
 
@@ -27,39 +29,42 @@ const SMALLEST: f32 = 1e-30;
 /// then every output that reads it.
 #[inline(always)]
 fn scales(group: &[f32; GROUP]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let mut largest = [0.0f32; LANES];
-    let mut nothing = [0.0f32; LANES]; // zeros, unless something is no number
+    // Sizes are in the order of their bits, those that aren't finite above all others.
+    let mut largest = [0; LANES];
     for x in group.as_chunks::<LANES>().0 {
         for l in 0..LANES {
-            largest[l] = largest[l].max(x[l].abs());
-            nothing[l] += x[l] * 0.0;
+            largest[l] = x[l].abs().to_bits().max(largest[l]);
         }
     }
-    let largest = largest.into_iter().fold(0.0, f32::max);
-    let nothing: f32 = nothing.into_iter().sum();
-    if largest < SMALLEST {
-        return (nothing, 0.0);
+    let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
+    match () {
+        _ if !largest.is_finite() => (f32::NAN, 0.0),
+        _ if largest < SMALLEST => (0.0, 0.0),
+        _ => (largest / 127.0, 127.0 / largest),
     }
-    (largest / 127.0 + nothing, 127.0 / largest)
 }
 
 /// 1.5 · 2²³: a number from −127 to 127 that is added to it is rounded to the nearest whole one, ties to even, which is
 /// then the difference of their bits.
 const TO_WHOLE: f32 = 12_582_912.0;
 
-/// The members of a group as whole numbers. (A conversion by `as` would ask each whether it is a number.)
+/// The members of a group as whole numbers: words of four neighbours, the first in the lowest byte, `more` added to each;
+/// and the sum of all without that. (A conversion by `as` would ask each whether it is a number.)
 #[inline(always)]
-fn whole(group: &[f32; GROUP], reciprocal: f32) -> [i32; GROUP] {
-    group.map(|x| ((x * reciprocal + TO_WHOLE).to_bits()).wrapping_sub(TO_WHOLE.to_bits()) as i32)
-}
-
-/// Words of four neighbouring members, the first in the lowest byte; `more` is added to each.
-#[inline(always)]
-fn words(whole: &[i32; GROUP], more: i32) -> [u32; WORDS] {
-    let bytes = whole.map(|q| q.wrapping_add(more) as u8);
-    let fours = bytes.as_chunks::<4>().0;
-    std::array::from_fn(|i| u32::from_le_bytes(fours[i]))
+fn whole(group: &[f32; GROUP], reciprocal: f32, more: i32) -> ([u32; WORDS], i32) {
+    let mut bytes = [[0; LANES]; GROUP / LANES];
+    let mut sums = [0i32; LANES];
+    for (x, bytes) in group.as_chunks::<LANES>().0.iter().zip(&mut bytes) {
+        for l in 0..LANES {
+            let bits = (x[l] * reciprocal + TO_WHOLE).to_bits();
+            let q = bits.wrapping_sub(TO_WHOLE.to_bits()).cast_signed();
+            bytes[l] = q.wrapping_add(more) as u8;
+            // Wrapping: where the scale is NaN these are no numbers either.
+            sums[l] = sums[l].wrapping_add(q);
+        }
+    }
+    let words: [u32; WORDS] = bytemuck::cast(bytes);
+    (words.map(u32::from_le), sums.into_iter().fold(0, i32::wrapping_add))
 }
 
 /// Fills a panel's rows for one group of K' ≤ 64 inputs, `[K', 64]`.
@@ -71,7 +76,7 @@ pub fn pack_group(weights: &[[f32; PANEL]], out: &mut [[u32; PANEL]]) {
         }
         let (scale, reciprocal) = scales(&column);
         out[0][lane] = scale.to_bits();
-        let words = words(&whole(&column, reciprocal), 128);
+        let (words, _) = whole(&column, reciprocal, 128);
         for (out, word) in out[1..].iter_mut().zip(words) {
             out[lane] = word;
         }
@@ -91,18 +96,26 @@ pub fn unpack_group(rows: &[[u32; PANEL]], lane: usize, out: &mut [f32]) {
 dispatched! {
     /// A row of K inputs as ⌈K/64⌉ groups of words.
     pub fn quantize(x: &[f32], out: &mut [u32]) {
-        for (x, out) in x.chunks(GROUP).zip(out.as_chunks_mut::<INPUT_WORDS>().0) {
+        let (whole, rest) = x.as_chunks::<GROUP>();
+        let (out, _) = out.as_chunks_mut::<INPUT_WORDS>();
+        for (group, out) in whole.iter().zip(&mut *out) {
+            quantize_group(group, out);
+        }
+        if let Some(out) = out.get_mut(whole.len()) {
             let mut group = [0.0; GROUP];
-            group[..x.len()].copy_from_slice(x);
-            let (scale, reciprocal) = scales(&group);
-            let whole = whole(&group, reciprocal);
-            // Wrapping: where the scale is NaN these are no numbers either.
-            let sum = whole.iter().fold(0i32, |sum, q| sum.wrapping_add(*q));
-            out[0] = scale.to_bits();
-            out[1] = sum.wrapping_mul(-128).cast_unsigned();
-            out[2..].copy_from_slice(&words(&whole, 0));
+            group[..rest.len()].copy_from_slice(rest);
+            quantize_group(&group, out);
         }
     }
+}
+
+#[inline(always)]
+fn quantize_group(group: &[f32; GROUP], out: &mut [u32; INPUT_WORDS]) {
+    let (scale, reciprocal) = scales(group);
+    let (words, sum) = whole(group, reciprocal, 0);
+    out[0] = scale.to_bits();
+    out[1] = sum.wrapping_mul(-128).cast_unsigned();
+    out[2..].copy_from_slice(&words);
 }
 
 /// Adds `x[r] · panel` to `sums[r]`, group by group: one to six rows of ⌈K/64⌉ · 18 words, all 64 outputs.
