@@ -5,6 +5,7 @@ mod dumps;
 mod run_support;
 
 use std::path::Path;
+use std::process::Command;
 
 use dumps::*;
 use run_support::{assert_conforms, diff, repository, texts};
@@ -135,4 +136,26 @@ fn the_engine_is_exported_and_compared_with_nanos_golden() {
     assert_eq!(code, 0, "{stderr}\n{json}");
     let json: Value = serde_json::from_str(&json).unwrap();
     assert!(json["rows"].as_array().unwrap().len() > 3 * 4 * 15);
+}
+
+/// What the system does to who reads a map of a file that has become shorter: it is told, not only ended.
+#[cfg(unix)]
+#[test]
+fn a_file_that_becomes_shorter_while_it_is_read_is_told() {
+    use std::process::Stdio;
+    let mut waits = diff()
+        .args(["run", "--subject", "sleep 20", "--ref", "other=sleep 20"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once it has said something its handlers are there.
+    let mut first = [0; 1];
+    std::io::Read::read_exact(waits.stderr.as_mut().unwrap(), &mut first).unwrap();
+    let sent = Command::new("kill").args(["-BUS", &waits.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = waits.wait_with_output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("a file became shorter while it was being read"), "{stderr}");
 }

@@ -31,6 +31,17 @@ fn tolerances_are_those_of_a_run_block_0_by_its_class_and_deeper_ones_at_1e_3() 
 }
 
 #[test]
+fn tensors_without_elements_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let empty = [("h.0.mlp.out", Tensor::f32(vec![0, 8], vec![]))];
+    let a = write_folder(&dir.path().join("a"), &empty);
+    let b = write_folder(&dir.path().join("b"), &empty);
+    let c = compared(&[&a, &b]);
+    assert_eq!((c.verdict, c.rows[0].verdict), (RunVerdict::Incomplete, Verdict::Unchecked));
+    assert!(c.rows[0].reason.contains("[0, 8] has no elements"), "{}", c.rows[0].reason);
+}
+
+#[test]
 fn masked_cells_of_scores_mean_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let all = tensors(2);

@@ -123,9 +123,22 @@ pub fn round(x: f64, dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 | Dtype::I64 => x,
         Dtype::F32 => x as f32 as f64,
-        Dtype::F16 => half::f16::from_f64(x).to_f64(),
-        Dtype::BF16 => half::bf16::from_f64(x).to_f64(),
+        Dtype::F16 => half::f16::from_f32(odd(x)).to_f64(),
+        Dtype::BF16 => half::bf16::from_f32(odd(x)).to_f64(),
     }
+}
+
+/// The f32 towards zero, its last digit set where something was cut off: whatever has two digits less is rounded from it as from
+/// the number itself (Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved algorithms using
+/// rounding to odd"). `half` takes an f64 for the first 20 digits of it, and a number a little off a tie for the tie.
+fn odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let back = f64::from(nearest);
+    if back == x || x.is_nan() {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    f32::from_bits(if back.abs() > x.abs() { bits - 1 } else { bits } | 1)
 }
 
 fn round_all(values: &mut [f64], dtype: Dtype) {
@@ -147,8 +160,8 @@ fn ulps(x: f64, y: f64, dtype: Dtype) -> u64 {
     let rank = |v: f64| match dtype {
         Dtype::F64 => rank(v.to_bits(), 64),
         Dtype::F32 => rank(u64::from((v as f32).to_bits()), 32),
-        Dtype::F16 => rank(u64::from(half::f16::from_f64(v).to_bits()), 16),
-        Dtype::BF16 => rank(u64::from(half::bf16::from_f64(v).to_bits()), 16),
+        Dtype::F16 => rank(u64::from(half::f16::from_f32(odd(v)).to_bits()), 16),
+        Dtype::BF16 => rank(u64::from(half::bf16::from_f32(odd(v)).to_bits()), 16),
         Dtype::I64 => v as i64,
     };
     rank(x).abs_diff(rank(y))
@@ -230,6 +243,33 @@ mod tests {
         };
         assert!(exact(0.1f32 as f64, 0.1));
         assert!(!exact(0.1f32 as f64, 0.100001));
+    }
+
+    /// Numbers next to the middle of two neighbours, as keys are that a cache keeps in bf16.
+    #[test]
+    fn rounding_to_less_than_f32_sees_every_digit() {
+        for (dtype, digits) in [(Dtype::BF16, 8), (Dtype::F16, 11)] {
+            let step = 2f64.powi(1 - digits);
+            for n in 0..64 {
+                let (below, above) = (1.0 + f64::from(n) * step, 1.0 + f64::from(n + 1) * step);
+                let middle = 1.0 + (f64::from(n) + 0.5) * step;
+                let even = if n % 2 == 0 { below } else { above };
+                for sign in [1.0, -1.0] {
+                    assert_eq!(round(sign * middle, dtype), sign * even);
+                    // the last digit of an f32, and of an f64
+                    for off in [2f64.powi(-23), 2f64.powi(-52)] {
+                        assert_eq!(round(sign * (middle + off), dtype), sign * above, "{dtype}");
+                        assert_eq!(round(sign * (middle - off), dtype), sign * below, "{dtype}");
+                    }
+                }
+            }
+            for same in [0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY] {
+                assert_eq!(round(same, dtype).to_bits(), same.to_bits());
+            }
+            assert!(round(f64::NAN, dtype).is_nan());
+            assert_eq!(round(1e300, dtype), f64::INFINITY);
+            assert_eq!(round(1e-300, dtype), 0.0);
+        }
     }
 
     #[test]

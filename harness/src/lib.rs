@@ -66,6 +66,7 @@ pub mod sampling;
 pub mod saved;
 pub mod scaffold;
 pub mod served;
+pub mod shortened;
 pub mod suite;
 pub mod supervise;
 mod text;

@@ -80,13 +80,17 @@ fn summary(compared: &Compared) -> String {
             first.b
         ),
         (None, 0) => "nothing was compared".to_string(),
-        (None, n) => match rows.iter().filter(|r| r.verdict == Verdict::Unchecked).count() {
-            0 => format!("{n} comparisons"),
-            partial => format!(
-                "{n} comparisons, {partial} of them partial: they agree where elements are printed, and \
-                 the other elements are UNCHECKED"
-            ),
-        },
+        (None, n) => {
+            let unchecked = rows.iter().filter(|r| r.verdict == Verdict::Unchecked).count();
+            match (unchecked, rows.iter().filter(|r| is_partial(r)).count()) {
+                (0, _) => format!("{n} comparisons"),
+                (unchecked, 0) => format!("{n} comparisons, {unchecked} of nothing"),
+                (_, partial) => format!(
+                    "{n} comparisons, {partial} of them partial: they agree where elements are printed, and \
+                     the other elements are UNCHECKED"
+                ),
+            }
+        }
     };
     if !nothing.is_empty() && !rows.is_empty() {
         let _ = write!(text, "; nothing of {} could be compared", nothing.join(", "));
@@ -285,10 +289,15 @@ fn failures(compared: &Compared) -> String {
     out
 }
 
+/// Of which only some elements were printed; what is UNCHECKED besides has none that mean anything.
+fn is_partial(row: &Row) -> bool {
+    row.verdict == Verdict::Unchecked && row.reason.starts_with("partial")
+}
+
 /// What the UNCHECKED rows of each pair amount to.
 fn partial(compared: &Compared) -> String {
     let mut pairs: Vec<(&str, &str, usize, usize)> = Vec::new();
-    for row in compared.rows.iter().filter(|row| row.verdict == Verdict::Unchecked) {
+    for row in compared.rows.iter().filter(|row| is_partial(row)) {
         let elements = row.metrics.as_ref().map_or(0, |m| m.total);
         match pairs.iter_mut().find(|(a, b, ..)| (*a, *b) == (&row.a, &row.b)) {
             Some((_, _, rows, n)) => (*rows, *n) = (*rows + 1, *n + elements),
@@ -302,6 +311,10 @@ fn partial(compared: &Compared) -> String {
             "UNCHECKED {a}–{b}: {rows} rows are partial: they agree at the {n} elements that are printed, \
              within the tolerance and what printing rounds"
         );
+    }
+    let empty = |row: &&Row| row.verdict == Verdict::Unchecked && !is_partial(row);
+    for Row { a, b, point, reason, .. } in compared.rows.iter().filter(empty) {
+        let _ = writeln!(out, "UNCHECKED {a}–{b}: {point}: {reason}");
     }
     out
 }
