@@ -59,23 +59,23 @@ enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
     /// nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, a hub id, a folder, or synth:NAME
-    #[arg(long, short, default_value = "nano")]
+    #[arg(long, short, env = "LLORCH_MODEL", default_value = "nano")]
     pub model: String,
 
     /// Branch, tag or commit of a hub model
-    #[arg(long)]
+    #[arg(long, env = "LLORCH_REVISION")]
     pub revision: Option<String>,
 
     /// Never use the network
-    #[arg(long)]
+    #[arg(long, env = "LLORCH_OFFLINE")]
     pub offline: bool,
 
     /// Threads to compute with; 0 takes all cores
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "LLORCH_THREADS", default_value_t = 0)]
     pub threads: usize,
 
     /// What weights are kept in, and what they are multiplied by is rounded to; sums are in f32
-    #[arg(long, value_enum, default_value_t = Format::F32)]
+    #[arg(long, env = "LLORCH_DTYPE", value_enum, default_value_t = Format::F32)]
     pub dtype: Format,
 }
 
@@ -165,7 +165,7 @@ pub fn run() -> ExitCode {
     progress::set_quiet(cli.quiet);
     let outcome = match cli.command {
         Command::Generate(args) => run_generate(args).map(|()| 0),
-        Command::Serve(args) => server::run(args),
+        Command::Serve(args) => server::run(args, cli.quiet),
         Command::Inspect(args) => run_inspect(args).map(|()| 0),
         Command::Trace => run_trace().map(|()| 0),
     };
@@ -218,6 +218,7 @@ fn run_generate(args: GenerateArgs) -> Result<()> {
             top_p: args.top_p,
             repetition_penalty: args.repetition_penalty,
             seed: args.seed,
+            ..Sampling::default()
         },
         stop_ids: if args.ignore_eos {
             vec![]

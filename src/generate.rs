@@ -1,5 +1,6 @@
 //! Generation: prefill, then one token at a time.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,8 @@ struct Going<'a> {
     cache: &'a mut KvCache,
     /// Its prompt and what it went on with.
     history: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
     /// How many of those have been through the model.
     fed: usize,
     sampler: Sampler,
@@ -156,7 +159,8 @@ impl<'a> Going<'a> {
             decode: Duration::ZERO,
         };
         let sampler = Sampler::new(options.sampling)?;
-        Ok(Going { cache, history: prompt.to_vec(), fed: 0, sampler, options, done })
+        let (history, prompt) = (prompt.to_vec(), prompt.len());
+        Ok(Going { cache, history, prompt, fed: 0, sampler, options, done })
     }
 
     fn is_on(&self) -> bool {
@@ -164,7 +168,7 @@ impl<'a> Going<'a> {
     }
 
     fn choose<P: Probe>(&mut self, logits: &[f32], probe: &mut P) -> Result<u32> {
-        choose(logits, &self.history, &mut self.sampler, probe)
+        choose(logits, &self.history, self.prompt, &mut self.sampler, probe)
     }
 
     /// Takes the token that was chosen, or the one that is forced in its place; None where none is wanted.
@@ -212,16 +216,19 @@ pub fn check(model: &Model, prompt: &[u32], options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The token that the model would go on with. `argmax` and `next.probs` pass the probe on the way,
-/// and what it puts there is what the choice is made from.
-fn choose<P: Probe>(
+/// The token that the model would go on with after `history`, of which the first `prompt` tokens were given. `argmax` and
+/// `next.probs` pass the probe on the way, and what it puts there is what the choice is made from.
+pub fn choose<P: Probe>(
     logits: &[f32],
     history: &[u32],
+    prompt: usize,
     sampler: &mut Sampler,
     probe: &mut P,
 ) -> Result<u32> {
-    let mut penalized = logits.to_vec(); // [V]
-    sampler.penalize(&mut penalized, history);
+    let mut adjusted = Cow::from(logits); // [V]
+    if sampler.adjusts() {
+        sampler.adjust(adjusted.to_mut(), history, prompt);
+    }
     let mut highest = None;
     let point = Point::new(Stage::Argmax);
     if probe.wants(point) {
@@ -234,16 +241,16 @@ fn choose<P: Probe>(
     let mut probabilities = None; // [V]
     let point = Point::new(Stage::NextProbs);
     if probe.wants(point) {
-        let mut values = Array1::from_vec(sampler.probabilities(&penalized));
+        let mut values = Array1::from_vec(sampler.probabilities(&adjusted));
         probe.tensor(point, values.view_mut().into_dyn())?;
         probabilities = Some(values.to_vec());
     }
     if sampler.is_greedy() {
         match highest {
-            Some(id) if !sampler.has_penalty() => Ok(id),
-            _ => argmax(&penalized),
+            Some(id) if !sampler.adjusts() => Ok(id),
+            _ => argmax(&adjusted),
         }
     } else {
-        sampler.draw(&probabilities.unwrap_or_else(|| sampler.probabilities(&penalized)))
+        sampler.draw(&probabilities.unwrap_or_else(|| sampler.probabilities(&adjusted)))
     }
 }

@@ -50,12 +50,7 @@ impl KvCache {
     /// An empty cache with room for `n_positions` tokens, for weights in `format`: keys and values are in f32 beside
     /// weights in f32, else in bf16.
     pub fn new(config: &Config, format: Format) -> KvCache {
-        let shape = Shape {
-            heads: config.n_head,
-            head_dim: config.head_dim(),
-            room: config.n_positions.next_multiple_of(BLOCK),
-            share: if format == Format::F32 { 1 } else { 2 },
-        };
+        let shape = Shape::new(config, format);
         let layer = || LayerCache {
             keys: vec![0; shape.heads * shape.key_words()],
             values: vec![0; shape.heads * shape.value_words()],
@@ -63,6 +58,13 @@ impl KvCache {
         };
         let layers = (0..config.n_layer).map(|_| layer()).collect();
         KvCache { layers, len: 0, capacity: config.n_positions }
+    }
+
+    /// What such a cache takes in memory.
+    pub fn bytes(config: &Config, format: Format) -> usize {
+        let shape = Shape::new(config, format);
+        let words = shape.heads * (shape.key_words() + shape.value_words());
+        config.n_layer * words * size_of::<u32>()
     }
 
     /// Tokens held: the position of the next one.
@@ -100,6 +102,15 @@ impl KvCache {
 }
 
 impl Shape {
+    fn new(config: &Config, format: Format) -> Shape {
+        Shape {
+            heads: config.n_head,
+            head_dim: config.head_dim(),
+            room: config.n_positions.next_multiple_of(BLOCK),
+            share: if format == Format::F32 { 1 } else { 2 },
+        }
+    }
+
     /// Words of a head's keys.
     fn key_words(self) -> usize {
         self.room * self.head_dim.div_ceil(self.share)

@@ -18,6 +18,7 @@ use crate::ops::attention::{Span, attend, context, join_heads, merge_heads, scor
 use crate::ops::embedding::embed;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::linear::{Then, linear};
+use crate::ops::parallel::for_each_chunk;
 use crate::ops::softmax::causal_softmax;
 use crate::packed::Format;
 use crate::probe::{NoProbe, Probe};
@@ -38,6 +39,8 @@ pub struct Model {
 /// For which of the tokens logits are wanted: the head is the largest matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
+    /// For none: a part of a prompt that goes on.
+    None,
     Last,
     All,
 }
@@ -77,6 +80,11 @@ impl Model {
 
     pub fn threads(&self) -> usize {
         self.team.threads()
+    }
+
+    /// Calls `f` for each of `items`, shared out among the model's threads.
+    pub fn share<T: Send>(&self, items: &mut [T], f: impl Fn(&mut T) + Sync) {
+        for_each_chunk(&self.team, items, 1, usize::MAX, |_, one| f(&mut one[0]));
     }
 
     /// An empty cache that fits this model.
@@ -137,6 +145,7 @@ impl Model {
         // The head, for the rows that somebody asked for: R of them.
         let asked: Vec<usize> = with_rows(batch)
             .flat_map(|(sequence, rows)| match sequence.rows {
+                Rows::None => rows.end..rows.end,
                 Rows::Last => rows.end - 1..rows.end,
                 Rows::All => rows,
             })
@@ -144,6 +153,9 @@ impl Model {
         let select = |all: &[f32]| -> Vec<f32> {
             asked.iter().flat_map(|row| &all[row * width..][..width]).copied().collect()
         };
+        if asked.is_empty() {
+            return Ok(Array2::zeros((0, self.config.vocab_size)));
+        }
         let mut tap = Tap { probe: &mut *probe, layer: None };
         if !tap.wants(Stage::LnF) && !tap.wants(Stage::Logits) {
             x = select(&x); // [R, E]

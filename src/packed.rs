@@ -39,6 +39,16 @@ pub enum Format {
     Int8,
 }
 
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Format::F32 => "f32",
+            Format::Bf16 => "bf16",
+            Format::Int8 => "int8",
+        })
+    }
+}
+
 impl Format {
     /// Rows of words in a panel of K inputs.
     fn rows(self, inputs: usize) -> usize {

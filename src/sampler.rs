@@ -1,7 +1,8 @@
 //! Choosing the next token.
 //!
 //! As in Hugging Face's `generate`: first the repetition penalty on the raw logits, then the warpers
-//! in the order temperature, top-k, top-p; then one draw. Temperature 0 is greedy.
+//! in the order temperature, top-k, top-p; then one draw. Temperature 0 is greedy. OpenAI's presence and
+//! frequency penalties and its bias come after the repetition penalty.
 
 use crate::error::{Error, Result};
 use crate::ops::softmax::softmax_f64;
@@ -17,13 +18,25 @@ pub struct Sampling {
     /// Logits of tokens that occurred, in the prompt too, are divided by this where positive and
     /// multiplied where negative (Keskar et al. 2019); 1 leaves them.
     pub repetition_penalty: f64,
+    /// Taken off the logits of tokens that were chosen before, whatever the prompt held; 0 leaves them.
+    pub presence_penalty: f64,
+    /// The same, as often as they were chosen.
+    pub frequency_penalty: f64,
     /// The same seed draws the same tokens.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+        Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -41,7 +54,14 @@ impl Sampling {
             let found = self.repetition_penalty;
             return refuse(format!("repetition_penalty is {found}; expected above 0"));
         }
-        Ok(())
+        let named = [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ];
+        match named.into_iter().find(|(_, penalty)| !penalty.is_finite()) {
+            Some((name, found)) => refuse(format!("{name} is {found}; expected a finite number")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -49,27 +69,43 @@ impl Sampling {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: Sampling,
+    /// Added to the logits of some tokens.
+    bias: Vec<(u32, f32)>,
     rng: SplitMix64,
 }
 
 impl Sampler {
     pub fn new(options: Sampling) -> Result<Sampler> {
         options.check()?;
-        Ok(Sampler { options, rng: SplitMix64::new(options.seed) })
+        Ok(Sampler { options, bias: Vec::new(), rng: SplitMix64::new(options.seed) })
     }
 
-    /// Applies the repetition penalty for `history`, the tokens so far, to `logits`, `[V]`.
-    pub fn penalize(&self, logits: &mut [f32], history: &[u32]) {
-        let penalty = self.options.repetition_penalty as f32;
-        if penalty == 1.0 {
-            return;
+    pub fn with_bias(self, bias: Vec<(u32, f32)>) -> Sampler {
+        Sampler { bias, ..self }
+    }
+
+    /// Changes `logits`, `[V]`, by what came before: `history` is all tokens so far, of which the first `prompt` were given.
+    /// The repetition penalty is for all of them; presence and frequency penalties are for those that were chosen.
+    pub fn adjust(&self, logits: &mut [f32], history: &[u32], prompt: usize) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.options;
+        if repetition_penalty != 1.0 {
+            let penalty = repetition_penalty as f32;
+            for (id, _) in counts(history) {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                }
+            }
         }
-        let mut seen: Vec<u32> = history.to_vec();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
+        if (presence_penalty, frequency_penalty) != (0.0, 0.0) {
+            for (id, times) in counts(&history[prompt.min(history.len())..]) {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit -= (presence_penalty + frequency_penalty * times as f64) as f32;
+                }
+            }
+        }
+        for &(id, bias) in &self.bias {
             if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                *logit += bias;
             }
         }
     }
@@ -79,8 +115,11 @@ impl Sampler {
         self.options.temperature == 0.0
     }
 
-    pub fn has_penalty(&self) -> bool {
-        self.options.repetition_penalty != 1.0
+    /// Whether [`Sampler::adjust`] may change anything.
+    pub fn adjusts(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.options;
+        let neutral = (repetition_penalty, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0);
+        !neutral || !self.bias.is_empty()
     }
 
     /// The distribution that the next token is drawn from, `[V]`: softmax of the warped logits; at
@@ -110,6 +149,13 @@ impl Sampler {
         let sums = running_sums(probabilities)?;
         Ok((0..n).map(|_| pick(&sums, self.rng.next_unit())).collect())
     }
+}
+
+/// Each token and how often it is there.
+fn counts(ids: &[u32]) -> Vec<(u32, usize)> {
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    sorted.chunk_by(|a, b| a == b).map(|same| (same[0], same.len())).collect()
 }
 
 /// The running sums, in f64, of probabilities that have something to choose from.
@@ -293,8 +339,21 @@ mod tests {
         let sampler =
             Sampler::new(Sampling { repetition_penalty: 2.0, ..Sampling::default() }).unwrap();
         let mut logits = [4.0, -4.0, 4.0, 0.0];
-        sampler.penalize(&mut logits, &[0, 1, 0, 99]);
+        sampler.adjust(&mut logits, &[0, 1, 0, 99], 2);
         assert_eq!(logits, [2.0, -8.0, 4.0, 0.0]);
+    }
+
+    #[test]
+    fn openais_penalties_are_for_what_was_chosen_and_bias_for_what_is_named() {
+        let options =
+            Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::default() };
+        let sampler = Sampler::new(options).unwrap().with_bias(vec![(3, 10.0), (99, 1.0)]);
+        assert!(sampler.adjusts());
+        let mut logits = [1.0, 1.0, 1.0, 1.0];
+        // 0 is in the prompt alone; 1 was chosen twice, 2 once.
+        sampler.adjust(&mut logits, &[0, 0, 1, 2, 1], 2);
+        assert_eq!(logits, [1.0, 0.0, 0.25, 11.0]);
+        assert!(Sampler::new(Sampling { presence_penalty: f64::NAN, ..options }).is_err());
     }
 
     #[test]

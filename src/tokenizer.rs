@@ -65,6 +65,27 @@ impl Tokenizer {
         guarded(|| Ok(self.inner.id_to_token(id))).ok().flatten()
     }
 
+    /// The text of one token by itself. Where its bytes are no UTF-8, they are spelled out as OpenAI's API does: `bytes:\xe2\x80`;
+    /// so no two tokens have the same.
+    pub fn piece(&self, id: u32) -> String {
+        let text = self.decode(&[id]).unwrap_or_default();
+        if !text.contains(char::REPLACEMENT_CHARACTER) {
+            return text;
+        }
+        let bytes = self.token(id).and_then(|token| token.chars().map(byte_of).collect());
+        let bytes: Vec<u8> = match bytes {
+            Some(bytes) => bytes,
+            None => return text,
+        };
+        match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(e) => {
+                let spelled = e.as_bytes().iter().map(|byte| format!("\\x{byte:02x}"));
+                format!("bytes:{}", spelled.collect::<String>())
+            }
+        }
+    }
+
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -84,6 +105,17 @@ fn byte_level_bpe(vocab: &Path, merges: &Path) -> Result<Inner, String> {
             .map_err(|e| e.to_string())?;
     }
     Ok(inner)
+}
+
+/// The byte that a character of the byte-level alphabet stands for: printable ones of Latin-1 for themselves, the other 68 are
+/// U+0100 and on, in their order (GPT-2's `bytes_to_unicode`).
+fn byte_of(c: char) -> Option<u8> {
+    let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let c = u32::from(c);
+    match u8::try_from(c) {
+        Ok(byte) => printable(byte).then_some(byte),
+        Err(_) => (0..=u8::MAX).filter(|byte| !printable(*byte)).nth((c - 0x100) as usize),
+    }
 }
 
 /// Runs `f`; a panic inside becomes an error, and the usual report of it on stderr is left out.
@@ -130,7 +162,13 @@ impl TextStream {
         let text = tokenizer.decode(&self.ids)?;
         // A replacement character at the end may yet become a real one.
         let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-        Ok(self.give(&text, whole))
+        let piece = self.give(&text, whole);
+        if whole == text.len() {
+            // Bytes follow one another: what comes next doesn't depend on what was whole before it.
+            self.ids.clear();
+            self.given = 0;
+        }
+        Ok(piece)
     }
 
     /// What is left: replacement characters for bytes that never became a character.

@@ -9,55 +9,56 @@ use llorch_models::progress::Progress;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::worker::Worker;
+use super::engine::Engine;
+use super::metrics::Metrics;
+use super::net::{self, Limits};
 
-/// How long accepted requests may take to finish. A connection that sends its headers slowly is never
-/// closed by the server itself, so something must end the wait.
-const DRAIN: Duration = Duration::from_secs(60);
-
-/// Serves until a signal; the exit code is 0 if everything accepted was finished.
+/// Serves until a signal; the exit code is 0 if everything accepted was finished within `drain`. `stopping` becomes true with
+/// the signal.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
-    worker: Arc<Worker>,
+    engine: Arc<Engine>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    drain: Duration,
+    stopping: watch::Sender<bool>,
 ) -> std::io::Result<u8> {
-    let (announce, stopping) = watch::channel(false);
-    let mut seen = stopping.clone();
+    let mut seen = stopping.subscribe();
     let wait = async move {
         let _ = seen.wait_for(|stopping| *stopping).await;
     };
-    let served = axum::serve(listener, router).with_graceful_shutdown(wait).into_future();
+    let served = net::serve(listener, router, limits, metrics, wait);
     tokio::pin!(served);
     tokio::select! {
-        done = &mut served => return done.map(|()| 0),
+        () = &mut served => return Ok(0),
         () = signal()? => Progress::new(false).say("stopping: finishing what was accepted"),
-        code = failed(&worker) => return Ok(code),
+        code = failed(&engine) => return Ok(code),
     }
-    let _ = announce.send(true);
+    let _ = stopping.send(true);
     tokio::select! {
-        done = &mut served => done.map(|()| 0),
+        () = &mut served => Ok(0),
         () = signal()? => {
             llorch_models::errln!("stopped by a second signal");
             Ok(130)
         }
-        () = tokio::time::sleep(DRAIN) => {
-            llorch_models::errln!("stopped: not everything was finished within {} s", DRAIN.as_secs());
+        () = tokio::time::sleep(drain) => {
+            let s = drain.as_secs();
+            llorch_models::errln!("stopped: not everything was finished within {s} s");
             Ok(1)
         }
+        code = failed(&engine) => Ok(code),
     }
 }
 
-/// Ends when the model turns out not to load, with the exit code for that.
-async fn failed(worker: &Worker) -> u8 {
+/// Ends when the engine turns out not to work, with the exit code for that.
+async fn failed(engine: &Engine) -> u8 {
     loop {
-        match worker.state() {
-            None => tokio::time::sleep(Duration::from_millis(20)).await,
-            Some(Err(failed)) => {
-                llorch_models::errln!("error: {}", failed.message);
-                return failed.exit_code;
-            }
-            Some(Ok(_)) => return std::future::pending().await,
+        if let Some(failed) = engine.failed() {
+            llorch_models::errln!("error: {}", failed.message);
+            return failed.exit_code;
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -1,0 +1,255 @@
+//! Who may ask: keys, hosts, origins; and a line in the log for each answer.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use llorch_trace::hash::sha256_bytes;
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::api::OPEN;
+use super::api::error::ApiError;
+use super::args::ServeArgs;
+use super::fresh_number;
+use super::metrics::Metrics;
+use crate::error::{Error, Result};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// On every answer: a browser takes it for what it says it is, shows it in nobody's frame, and lets the built-in pages load
+/// nothing from elsewhere.
+const ALWAYS: [(HeaderName, &str); 2] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+];
+
+/// What is asked of everybody.
+#[derive(Debug)]
+pub struct Access {
+    /// SHA-256 of each key, so that comparing takes the same time for keys of any length. Empty: none is asked for.
+    keys: Vec<String>,
+    /// Names under which the daemon may be asked, or any.
+    hosts: Option<Vec<String>>,
+    cors: Option<CorsLayer>,
+    clients: RandomState,
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+}
+
+/// Who asks, as far as turns are concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Client(u64);
+
+impl Client {
+    /// One of those that `user` tells apart.
+    pub fn of(self, user: Option<&str>) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        (self.0, user).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Access {
+    /// # Errors
+    /// A file of keys that can't be read or has none, an origin that isn't one.
+    pub fn new(
+        args: &ServeArgs,
+        is_loopback: bool,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<Access> {
+        let mut keys: Vec<String> = args.api_key.iter().cloned().collect();
+        if let Some(file) = &args.api_key_file {
+            keys.extend(read_keys(file)?);
+        }
+        if let Some(key) = keys.iter().find(|key| key.is_empty() || !key.bytes().all(is_visible)) {
+            let what = format!("a key has {} characters, of which one can't be sent", key.len());
+            return Err(Error::input("use the API keys", what));
+        }
+        let guarded = is_loopback && keys.is_empty();
+        Ok(Access {
+            keys: keys.iter().map(|key| sha256_bytes(key.as_bytes())).collect(),
+            hosts: guarded.then(|| args.allow_host.clone()),
+            cors: cors(&args.cors_origin)?,
+            clients: RandomState::new(),
+            metrics,
+            stopping,
+        })
+    }
+
+    /// Puts all of it before the endpoints.
+    pub fn guard(self, router: Router) -> Router {
+        let cors = self.cors.clone();
+        let access = Arc::new(self);
+        let router = router.layer(from_fn_with_state(access.clone(), check));
+        // Before the check, so that a browser may ask whether it may ask.
+        let router = match cors {
+            Some(cors) => router.layer(cors),
+            None => router,
+        };
+        router.layer(from_fn_with_state(access, observe))
+    }
+
+    fn has_key(&self, request: &Request) -> bool {
+        let value = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let given = match value.and_then(|v| v.split_at_checked(7)) {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => key,
+            _ => b"",
+        };
+        let given = sha256_bytes(given.trim_ascii());
+        // All of them, whichever it is: how long it takes tells nothing.
+        let same = |key: &String| key.as_bytes().ct_eq(given.as_bytes());
+        self.keys.iter().map(same).fold(subtle::Choice::from(0), |a, b| a | b).into()
+    }
+
+    /// A page of another site can make a browser believe that its own name is this machine's address, but not that it is
+    /// called by an address.
+    fn knows_host(&self, request: &Request) -> bool {
+        let Some(hosts) = &self.hosts else { return true };
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let Some(host) = host.or_else(|| request.uri().host()) else { return true };
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<std::net::IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || name.to_ascii_lowercase().ends_with(".localhost")
+            || hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+fn is_visible(byte: u8) -> bool {
+    (0x21..=0x7e).contains(&byte)
+}
+
+fn read_keys(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    let lines =
+        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = lines.map(String::from).collect();
+    match keys.is_empty() {
+        true => {
+            let what = format!("{} has none; expected one a line", file.display());
+            Err(Error::input("use the API keys", what))
+        }
+        false => Ok(keys),
+    }
+}
+
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let allowed = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => {
+            let one = |origin: &String| {
+                let has_path = origin.splitn(4, '/').count() > 3;
+                let is_site = origin.starts_with("http://") || origin.starts_with("https://");
+                let value = HeaderValue::from_str(origin).ok();
+                value.filter(|_| is_site && !has_path).ok_or_else(|| {
+                    let what = format!(
+                        "{origin:?} is none; expected https://example.org, without a path, or *"
+                    );
+                    Error::input("use an origin", what)
+                })
+            };
+            AllowOrigin::list(origins.iter().map(one).collect::<Result<Vec<_>>>()?)
+        }
+    };
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
+    let layer = CorsLayer::new().allow_origin(allowed).allow_headers(headers);
+    let layer = layer.allow_methods([Method::GET, Method::POST]).expose_headers([REQUEST_ID]);
+    Ok(Some(layer))
+}
+
+/// Lets through who may ask.
+async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
+    if !access.knows_host(&request) {
+        let message = "this daemon is asked by a name that it doesn't know; \
+                       use localhost or an address, start it with --allow-host NAME, or with a key";
+        let error = ApiError::invalid(None, message).with(StatusCode::FORBIDDEN, "unknown_host");
+        return error.into_response();
+    }
+    let is_open = OPEN.contains(&request.uri().path());
+    if !access.keys.is_empty() && !is_open && !access.has_key(&request) {
+        access.metrics.refused("key");
+        let error = ApiError {
+            kind: "authentication_error",
+            ..ApiError::invalid(
+                None,
+                "the key is missing or wrong; expected Authorization: Bearer KEY",
+            )
+            .with(StatusCode::UNAUTHORIZED, "invalid_api_key")
+        };
+        return error.into_response();
+    }
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let key = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let client = Client(access.clients.hash_one((peer, key)));
+    request.extensions_mut().insert(client);
+    next.run(request).await
+}
+
+/// Gives each answer an id, counts it and logs it.
+async fn observe(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    // A client's own id is kept where it is one: it can be found in both logs.
+    let id = request.headers().get(&REQUEST_ID).filter(|id| {
+        !id.is_empty() && id.len() <= 128 && id.as_bytes().iter().copied().all(is_visible)
+    });
+    let id = id.cloned().unwrap_or_else(|| {
+        let fresh = format!("req-{:016x}", fresh_number());
+        HeaderValue::from_str(&fresh).unwrap_or_else(|_| HeaderValue::from_static("req-0"))
+    });
+    let method = request.method().clone();
+    // Only paths that there are, so that nobody can make the counters many.
+    let path: &'static str = match request.extensions().get::<MatchedPath>() {
+        Some(path) => known(path.as_str()),
+        None => "other",
+    };
+    let mut response = next.run(request).await;
+    let status = response.status();
+    response.headers_mut().insert(REQUEST_ID, id.clone());
+    for (name, value) in ALWAYS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    if *access.stopping.borrow() {
+        // Who has open connections is to find another daemon.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    access.metrics.answered(path, status.as_u16());
+    let seconds = began.elapsed().as_secs_f64();
+    tracing::info!(
+        id = id.to_str().unwrap_or_default(), %method, path, status = status.as_u16(), seconds, "answered"
+    );
+    response
+}
+
+fn known(path: &str) -> &'static str {
+    const PATHS: [&str; 6] = [
+        "/v1/completions",
+        "/v1/checkpoints",
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/metrics",
+    ];
+    OPEN.iter().chain(&PATHS).find(|known| **known == path).copied().unwrap_or("other")
+}

@@ -1,0 +1,179 @@
+//! The engine as the rest of the daemon sees it: loading, ready or gone.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use llorch_models::ResolvedModel;
+use llorch_models::progress::Progress;
+use tokio::sync::watch;
+
+use super::capture::Capture;
+use super::room::{Order, Room};
+use super::sequence::Task;
+use super::ticket::{Ticket, Tickets};
+use crate::cli::load as load_model;
+use crate::error::Result;
+use crate::kv_cache::KvCache;
+use crate::model::Model;
+use crate::server::args::ServeArgs;
+use crate::server::metrics::Metrics;
+use crate::tokenizer::Tokenizer;
+
+/// Why a request was not taken on.
+#[derive(Debug)]
+pub enum Refused {
+    Loading,
+    /// As many are accepted as may be.
+    Full,
+    /// The model could not be loaded, or the engine has ended.
+    Down(String),
+}
+
+#[derive(Debug)]
+pub struct Engine {
+    orders: Sender<Order>,
+    tickets: Arc<Tickets>,
+    shared: Arc<Shared>,
+    found: watch::Receiver<bool>,
+    /// After which a request is given up.
+    patience: Duration,
+}
+
+/// What the engine's thread tells.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Set once the model is there, or can't be.
+    loaded: OnceLock<std::result::Result<Ready, Failed>>,
+    /// Set if the thread ends while the daemon runs, which only a fault of this program does.
+    ended: OnceLock<()>,
+}
+
+/// A model that is ready.
+#[derive(Debug)]
+pub struct Ready {
+    pub tokenizer: Arc<Tokenizer>,
+    pub sha256: String,
+    pub config: crate::config::Config,
+}
+
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub message: String,
+    pub exit_code: u8,
+}
+
+impl Engine {
+    /// Starts the thread, which loads the model first.
+    pub fn start(args: &ServeArgs, metrics: Arc<Metrics>) -> std::io::Result<Engine> {
+        let (orders, taken) = channel();
+        let (announce, found) = watch::channel(false);
+        let shared = Arc::new(Shared::default());
+        let tickets = Tickets::new(args.max_batch + args.queue, metrics.clone());
+        let patience = Duration::from_secs(args.request_timeout);
+        let (args, theirs) = (args.clone(), shared.clone());
+        std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || work(&args, taken, &theirs, announce, metrics))?;
+        Ok(Engine { orders, tickets, shared, found, patience })
+    }
+
+    /// Waits until there is a model to load: a folder that is whole. False if there is none.
+    pub async fn found(&self) -> bool {
+        self.found.clone().wait_for(|found| *found).await.is_ok()
+    }
+
+    /// What it answers with, or why it doesn't.
+    pub fn ready(&self) -> std::result::Result<&Ready, Refused> {
+        match self.shared.loaded.get() {
+            None => Err(Refused::Loading),
+            Some(Err(failed)) => Err(Refused::Down(failed.message.clone())),
+            Some(Ok(_)) if self.shared.ended.get().is_some() => {
+                Err(Refused::Down("the engine has ended by a fault of its own".into()))
+            }
+            Some(Ok(ready)) => Ok(ready),
+        }
+    }
+
+    /// Why the daemon can't go on, if it can't.
+    pub fn failed(&self) -> Option<Failed> {
+        match self.shared.loaded.get()? {
+            Err(failed) => Some(failed.clone()),
+            Ok(_) => self.shared.ended.get().map(|()| Failed {
+                message: "the engine has ended by a fault of its own".into(),
+                exit_code: 5,
+            }),
+        }
+    }
+
+    /// A place for a request of so many sequences, and when its time is over.
+    pub fn ticket(&self, sequences: usize) -> std::result::Result<(Arc<Ticket>, Instant), Refused> {
+        let ticket = self.tickets.take(sequences).ok_or(Refused::Full)?;
+        Ok((ticket, Instant::now() + self.patience))
+    }
+
+    pub fn complete(&self, tasks: Vec<Task>) -> std::result::Result<(), Refused> {
+        self.order(Order::Complete(tasks))
+    }
+
+    pub fn capture(&self, capture: Capture) -> std::result::Result<(), Refused> {
+        self.order(Order::Capture(capture))
+    }
+
+    fn order(&self, order: Order) -> std::result::Result<(), Refused> {
+        let gone = |_| Refused::Down("the engine has ended by a fault of its own".into());
+        self.orders.send(order).map_err(gone)
+    }
+}
+
+/// Tells that the thread has ended, however it did.
+struct Tell<'a>(&'a Shared);
+
+impl Drop for Tell<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.ended.set(());
+    }
+}
+
+fn work(
+    args: &ServeArgs,
+    orders: Receiver<Order>,
+    shared: &Shared,
+    announce: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+) {
+    let _tell = Tell(shared);
+    let loaded = args.model.resolve().and_then(|resolved| {
+        let _ = announce.send(true);
+        load(args, &resolved)
+    });
+    let (model, ready) = match loaded {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            let failed = Failed { message: e.to_string(), exit_code: e.exit_code() };
+            let _ = shared.loaded.set(Err(failed));
+            return;
+        }
+    };
+    let tokenizer = ready.tokenizer.clone();
+    let caches = args.max_batch * KvCache::bytes(model.config(), args.model.dtype);
+    metrics.is_ready(caches);
+    let name = &args.model.model;
+    Progress::new(false).say(&format!(
+        "{name} is ready: {} threads, {} sequences at once, {} MB for their keys and values",
+        model.threads(),
+        args.max_batch,
+        caches / 1_000_000
+    ));
+    let room = Room::new(model, tokenizer, args.max_batch, orders, metrics);
+    let _ = shared.loaded.set(Ok(ready));
+    room.run();
+}
+
+fn load(args: &ServeArgs, resolved: &ResolvedModel) -> Result<(Model, Ready)> {
+    let tokenizer = Arc::new(Tokenizer::load(&resolved.dir)?);
+    let model = load_model(resolved, &args.model)?;
+    let sha256 = resolved.weights_sha256().to_string();
+    let config = model.config().clone();
+    Ok((model, Ready { tokenizer, sha256, config }))
+}

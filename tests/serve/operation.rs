@@ -1,0 +1,241 @@
+//! Limits, ends, and clients that misbehave.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::daemon::{Daemon, agent, answer, text};
+
+#[test]
+fn a_full_queue_refuses_with_429_and_loses_nothing() {
+    let daemon = Daemon::start(&["--max-batch", "1", "--queue", "1"]);
+    let url = format!("{}/v1/completions", daemon.url);
+    let ask = json!({"prompt": "Hello.", "max_tokens": 100, "temperature": 0, "ignore_eos": true});
+    let requests: Vec<_> = (0..12)
+        .map(|_| {
+            let (url, ask) = (url.clone(), ask.clone());
+            std::thread::spawn(move || {
+                let response = agent().post(&url).send_json(&ask).unwrap();
+                let retry = response.headers().get("retry-after").cloned();
+                (response.status().as_u16(), retry)
+            })
+        })
+        .collect();
+    let answers: Vec<_> = requests.into_iter().map(|r| r.join().unwrap()).collect();
+    assert!(answers.iter().any(|(s, _)| *s == 200));
+    let refused: Vec<_> = answers.iter().filter(|(s, _)| *s == 429).collect();
+    assert!(!refused.is_empty(), "{answers:?}");
+    assert!(refused.iter().all(|(_, retry)| retry.is_some()));
+    assert!(answers.iter().all(|(s, _)| matches!(s, 200 | 429)), "{answers:?}");
+}
+
+#[test]
+fn a_client_that_hangs_up_frees_the_engine() {
+    let daemon = Daemon::start(&["--max-batch", "2", "--queue", "8"]);
+    // Far more than is made before the client is gone.
+    let ask =
+        json!({"prompt": "Hello.", "n": 64, "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let body = ask.to_string();
+    for _ in 0..6 {
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        send(&mut socket, &body, body.len());
+        let mut first = [0; 12];
+        socket.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+    }
+    // Each was in mid-stream; their slots are free again at once, and they are counted as what they were.
+    daemon.wait_until_idle(Duration::from_secs(5));
+    let ended = "llorch_completions_ended_total{outcome=\"abandoned\"}";
+    assert_eq!(daemon.metric(ended), 6.0);
+    let answer = daemon.complete(json!({"prompt": "Hello.", "max_tokens": 1}));
+    assert_eq!(answer["usage"]["completion_tokens"], 1);
+}
+
+#[test]
+fn sigterm_finishes_what_was_accepted_and_exits_0() {
+    let mut daemon = Daemon::start(&[]);
+    let url = format!("{}/v1/completions", daemon.url);
+    let ask = json!({"prompt": "Hello.", "max_tokens": 200, "temperature": 0, "ignore_eos": true});
+    let request = std::thread::spawn(move || answer(agent().post(&url).send_json(&ask)));
+    std::thread::sleep(Duration::from_millis(60));
+    daemon.terminate();
+    let (status, body) = request.join().unwrap();
+    assert_eq!((status, &body["usage"]["completion_tokens"]), (200, &json!(200)), "{body}");
+    assert_eq!(daemon.exit_code(Duration::from_secs(30)), Some(0));
+}
+
+#[test]
+fn a_model_that_is_not_there_ends_the_daemon_with_an_error() {
+    for (model, code) in [("/nowhere/at/all", 2), ("nosuch/x", 3)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
+            .args(["serve", "--port", "0", "--offline", "--model", model])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(model), "{said}");
+        assert!(output.stdout.is_empty(), "it never listened for requests");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_said_and_exits_3() {
+    let daemon = Daemon::start(&[]);
+    let port = daemon.host().rsplit(':').next().unwrap();
+    let second = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
+        .args(["serve", "--port", port])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(3), "{said}");
+    assert!(said.contains("failed to listen on 127.0.0.1"), "{said}");
+}
+
+#[test]
+fn a_client_that_hangs_up_before_the_answer_frees_the_engine_too() {
+    let daemon = Daemon::start(&["--max-batch", "2"]);
+    let body =
+        json!({"prompt": "Hello.", "n": 64, "max_tokens": 200, "ignore_eos": true}).to_string();
+    let mut socket = TcpStream::connect(daemon.host()).unwrap();
+    send(&mut socket, &body, body.len());
+    while daemon.metric("llorch_running_sequences") == 0.0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(socket);
+    daemon.wait_until_idle(Duration::from_secs(5));
+    assert_eq!(daemon.metric("llorch_completions_ended_total{outcome=\"abandoned\"}"), 1.0);
+    assert_eq!(daemon.metric("llorch_completions_accepted_total"), 1.0);
+}
+
+/// The head of a completion request, and so much of its body.
+fn send(socket: &mut TcpStream, body: &str, length: usize) {
+    write!(
+        socket,
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
+    )
+    .unwrap();
+}
+
+/// What comes until the daemon closes the connection.
+fn until_closed(socket: &mut TcpStream, within: Duration) -> String {
+    socket.set_read_timeout(Some(within)).unwrap();
+    let mut said = Vec::new();
+    socket.read_to_end(&mut said).expect("the daemon closes the connection");
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn who_sends_slowly_is_not_waited_for() {
+    let daemon = Daemon::start(&["--header-timeout", "1"]);
+    let began = Instant::now();
+    let mut silent = TcpStream::connect(daemon.host()).unwrap();
+    let mut slow: Vec<TcpStream> =
+        (0..20).map(|_| TcpStream::connect(daemon.host()).unwrap()).collect();
+    for socket in &mut slow {
+        write!(socket, "GET /health HTTP/1.1\r\nHost: loc").unwrap();
+    }
+    let mut half = TcpStream::connect(daemon.host()).unwrap();
+    send(&mut half, "{\"prompt\": ", 100);
+    assert_eq!(daemon.get("/health").0, 200);
+    let patience = Duration::from_secs(10);
+    for socket in &mut slow {
+        until_closed(socket, patience);
+    }
+    until_closed(&mut silent, patience);
+    let said = until_closed(&mut half, patience);
+    assert!(said.starts_with("HTTP/1.1 408 ") && said.contains("\"code\":\"timeout\""), "{said}");
+    assert!(began.elapsed() > Duration::from_millis(900), "they had their second");
+}
+
+#[test]
+fn connections_beyond_the_limit_are_told_to_come_again() {
+    let daemon = Daemon::start(&["--max-connections", "3"]);
+    let mut kept: Vec<TcpStream> = Vec::new();
+    // Those of the client that asked for its health may still be open.
+    let refused = loop {
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        write!(socket, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).unwrap();
+        match &status {
+            b"HTTP/1.1 200" => kept.push(socket),
+            _ => break until_closed(&mut socket, Duration::from_secs(5)),
+        }
+        assert!(kept.len() <= 3);
+    };
+    assert!(
+        refused.contains("retry-after: 1") && refused.contains("too_many_connections"),
+        "{refused}"
+    );
+    drop(kept);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(daemon.get("/health").0, 200);
+}
+
+#[test]
+fn a_request_whose_time_is_over_ends_with_408() {
+    let daemon = Daemon::start(&["--request-timeout", "1", "--max-batch", "1"]);
+    // Some 30,000 tokens, one after another.
+    let ask = json!({"prompt": "Hello.", "n": 128, "max_tokens": 240, "temperature": 1, "ignore_eos": true});
+    let (status, body) = daemon.post("/v1/completions", &ask);
+    assert_eq!((status, &body["error"]["code"]), (408, &json!("timeout")), "{body}");
+    daemon.wait_until_idle(Duration::from_secs(5));
+    assert_eq!(daemon.metric("llorch_completions_ended_total{outcome=\"timed_out\"}"), 1.0);
+    assert!(
+        !text(&daemon.complete(json!({"prompt": "Hello.", "max_tokens": 2, "ignore_eos": true})))
+            .is_empty()
+    );
+}
+
+#[test]
+fn while_it_ends_it_is_not_ready_and_what_takes_too_long_is_cut() {
+    let mut daemon = Daemon::start(&["--drain", "2", "--max-batch", "1"]);
+    let mut open = TcpStream::connect(daemon.host()).unwrap();
+    let body = json!({"prompt": "Hello.", "n": 128, "max_tokens": 240, "ignore_eos": true, "stream": true}).to_string();
+    send(&mut open, &body, body.len());
+    let mut first = [0; 12];
+    open.read_exact(&mut first).unwrap();
+    let mut idle = TcpStream::connect(daemon.host()).unwrap();
+    // Let it be accepted.
+    std::thread::sleep(Duration::from_millis(100));
+    daemon.terminate();
+    std::thread::sleep(Duration::from_millis(50));
+    write!(idle, "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let said = until_closed(&mut idle, Duration::from_secs(5));
+    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("stopping"), "{said}");
+    assert!(said.contains("connection: close"), "{said}");
+    assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(1));
+}
+
+#[test]
+fn a_second_signal_cuts() {
+    let mut daemon = Daemon::start(&["--max-batch", "1"]);
+    let mut open = TcpStream::connect(daemon.host()).unwrap();
+    let body = json!({"prompt": "Hello.", "n": 128, "max_tokens": 240, "ignore_eos": true, "stream": true}).to_string();
+    send(&mut open, &body, body.len());
+    let mut first = [0; 12];
+    open.read_exact(&mut first).unwrap();
+    daemon.terminate();
+    std::thread::sleep(Duration::from_millis(200));
+    let began = Instant::now();
+    daemon.terminate();
+    assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn options_come_from_the_environment_too() {
+    let environment = [("LLORCH_MAX_BODY", "100"), ("LLORCH_API_KEY", "sesame")];
+    let daemon = Daemon::start_in(&[], &environment);
+    while daemon.get("/health").0 != 200 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(daemon.get("/v1/models").0, 401);
+    let post =
+        agent().post(format!("{}/tokenize", daemon.url)).header("authorization", "Bearer sesame");
+    let (status, body) = answer(post.send_json(json!({"text": "a".repeat(200)})));
+    assert_eq!((status, &body["error"]["code"]), (413, &json!("body_too_large")), "{body}");
+}
