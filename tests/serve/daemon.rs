@@ -64,12 +64,18 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
-    /// Waits until nothing is computed and nothing waits.
+    /// Waits until every request that was accepted has ended, one way or another.
     pub fn wait_until_idle(&self, within: Duration) {
         let deadline = Instant::now() + within;
-        let busy =
+        let ended = |outcome: &str| {
+            self.metric(&format!("llorch_completions_ended_total{{outcome=\"{outcome}\"}}"))
+        };
+        let all =
+            || ["completed", "abandoned", "timed_out", "failed"].map(ended).iter().sum::<f64>();
+        let computing =
             || self.metric("llorch_running_sequences") + self.metric("llorch_waiting_sequences");
-        while busy() > 0.0 {
+        // The last two follow the engine's steps: what has just come is not in them yet.
+        while all() < self.metric("llorch_completions_accepted_total") || computing() > 0.0 {
             assert!(Instant::now() < deadline, "it is still computing for somebody");
             std::thread::sleep(Duration::from_millis(10));
         }

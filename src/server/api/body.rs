@@ -50,7 +50,10 @@ fn unread(e: BytesRejection) -> ApiError {
 impl Body {
     fn read(body: &[u8]) -> Result<Body, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Body(fields)),
+            Ok(Value::Object(mut fields)) => {
+                fields.values_mut().for_each(whole_numbers);
+                Ok(Body(fields))
+            }
             Ok(other) => {
                 let message = format!("the body is {}; expected a JSON object", short(&other));
                 Err(ApiError::invalid(None, message))
@@ -100,6 +103,22 @@ impl Body {
                 Err(ApiError::invalid(Some(name), message))
             }
         }
+    }
+}
+
+/// Makes 5.0 what it is to JSON, and to clients whose language has one kind of numbers: 5.
+fn whole_numbers(value: &mut Value) {
+    // Beyond this, not every whole number is an f64.
+    const EXACT: f64 = (1u64 << 53) as f64;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(x) = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= EXACT) {
+                *value = (x as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        _ => {}
     }
 }
 

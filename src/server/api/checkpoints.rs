@@ -22,6 +22,7 @@ use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
 use super::request::{check_ids, check_length, check_model, encode};
+use super::schemas::{ids_schema, prompt_schema};
 use crate::error::Error;
 use crate::generate::Options;
 use crate::sampler::Sampling;
@@ -39,14 +40,16 @@ const NAME: &str = "1 to 64 letters, digits, dots, dashes and underscores, not a
 pub struct CheckpointsRequest {
     /// The name that the daemon was started with; any other is refused.
     model: Option<String>,
+    #[schema(schema_with = prompt_schema)]
     prompt: OnePrompt,
     /// Names of points, `*` for any part of one, across dots too; `llorch-diff points` lists them.
-    #[schema(min_items = 1)]
+    #[schema(min_items = 1, max_items = 1024)]
     points: Vec<String>,
     /// 0, if absent, runs the prompt alone; N gives max(N, 1) steps, of which step 0 is the prompt.
     #[schema(minimum = 0)]
     max_new_tokens: Option<usize>,
     /// Tokens to go on with in place of those that are chosen: `max_new_tokens` of them.
+    #[schema(schema_with = ids_schema)]
     forced_ids: Option<Vec<u32>>,
     /// 0, if absent, takes the most likely token.
     #[schema(minimum = 0, maximum = 2)]
@@ -68,7 +71,7 @@ pub struct CheckpointsRequest {
 }
 
 /// A text or token ids.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub enum OnePrompt {
     Text(String),
@@ -122,7 +125,7 @@ pub struct Stored {
 /// The tensors have the names, shapes and units of the checkpoints. What other requests get does not change, and does not
 /// change these.
 #[utoipa::path(
-    post, path = "/v1/checkpoints", tag = "llorch",
+    post, path = "/v1/checkpoints", operation_id = "capture_checkpoints", tag = "llorch",
     request_body = CheckpointsRequest,
     responses(
         (status = 200, description = "The tensors, or where they are kept", content(

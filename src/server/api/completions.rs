@@ -16,6 +16,7 @@ use super::answer::{Choice, Completion, Growing, Usage, join};
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
 use super::request::{Checked, CompletionRequest};
+use super::schemas::StreamEvent;
 use crate::server::access::Client;
 use crate::server::engine::{Event, Failure, Refused, Task};
 use crate::server::{fresh_number, seconds_since_1970};
@@ -26,11 +27,11 @@ use crate::tokenizer::Tokenizer;
 /// With `stream`, the answer is `text/event-stream`: objects of the same form, each with the next part of one choice, then
 /// `[DONE]`. With `echo`, `logprobs` and `max_tokens` 0 or 1 it gives the log-likelihood of the prompt, as evaluation harnesses ask.
 #[utoipa::path(
-    post, path = "/v1/completions", tag = "OpenAI",
+    post, path = "/v1/completions", operation_id = "create_completion", tag = "OpenAI",
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The completion", content(
-            (Completion = "application/json"), (String = "text/event-stream")
+            (Completion = "application/json"), (StreamEvent = "text/event-stream")
         )),
         (status = 400, description = "A field is not what it may be", body = ErrorBody),
         (status = 404, description = "Another model is asked for", body = ErrorBody),

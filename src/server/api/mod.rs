@@ -7,6 +7,7 @@ mod completions;
 pub mod error;
 mod openapi;
 mod request;
+mod schemas;
 mod status;
 mod tokens;
 

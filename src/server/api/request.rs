@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::body::Body;
 use super::error::ApiError;
+use super::schemas::{bias_schema, prompts_schema, stop_schema};
 use crate::sampler::{Sampler, Sampling, SplitMix64};
 use crate::server::engine::Ready;
 use crate::server::fresh_number;
@@ -19,11 +20,11 @@ use crate::server::fresh_number;
 const DEFAULT_MAX_TOKENS: usize = 16;
 /// OpenAI's limits.
 const MAX_LOGPROBS: usize = 5;
-const MAX_STOPS: usize = 4;
+pub const MAX_STOPS: usize = 4;
 const MAX_PENALTY: f64 = 2.0;
-const MAX_BIAS: f64 = 100.0;
+pub const MAX_BIAS: f64 = 100.0;
 /// Prompts times n: what one request may ask the engine to hold.
-const MAX_SEQUENCES: usize = 128;
+pub const MAX_SEQUENCES: usize = 128;
 
 const WHOLE: &str = "a whole number, 0 or more";
 const FLAG: &str = "true or false";
@@ -35,6 +36,7 @@ const FLAG: &str = "true or false";
 pub struct CompletionRequest {
     /// The name that the daemon was started with; any other is refused.
     pub model: Option<String>,
+    #[schema(schema_with = prompts_schema)]
     pub prompt: Prompt,
     /// Tokens to generate, at most; 16 if absent. 0 with `echo` alone.
     #[schema(minimum = 0)]
@@ -58,12 +60,15 @@ pub struct CompletionRequest {
     #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
     /// Added to the logits of tokens, by their ids.
+    #[schema(schema_with = bias_schema)]
     pub logit_bias: Option<BTreeMap<String, f64>>,
     /// Answers to each prompt; 1 if absent.
     #[schema(minimum = 1, maximum = 128)]
     pub n: Option<usize>,
     /// The same seed draws the same tokens; each request draws its own if absent.
     pub seed: Option<i64>,
+    /// Up to four texts before which the answer ends.
+    #[schema(schema_with = stop_schema)]
     pub stop: Option<Stop>,
     /// Give the log probability of each token, and those of so many of the most likely ones.
     #[schema(minimum = 0, maximum = 5)]
@@ -88,7 +93,7 @@ pub struct CompletionRequest {
 }
 
 /// One text or one list of token ids, or several of either kind.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Prompt {
     Text(String),
@@ -97,8 +102,7 @@ pub enum Prompt {
     IdLists(Vec<Vec<u32>>),
 }
 
-/// Up to four texts before which the answer ends.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Stop {
     One(String),

@@ -9,6 +9,7 @@ use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
 use super::request::check_ids;
+use super::schemas::ids_schema;
 
 /// For the documentation: the fields are read one by one.
 #[derive(Debug, ToSchema)]
@@ -22,6 +23,7 @@ pub struct TokenizeRequest {
 #[schema(example = json!({"ids": [15496, 13]}))]
 pub struct DetokenizeRequest {
     #[allow(dead_code, reason = "it describes what is read")]
+    #[schema(schema_with = ids_schema)]
     ids: Vec<u32>,
 }
 
