@@ -86,6 +86,18 @@ impl KvCache {
         self.len = self.len.min(len);
     }
 
+    /// Holds the first `len` tokens of another cache of the same model.
+    ///
+    /// # Panics
+    /// Where the other holds fewer, or is of another shape.
+    pub fn copy_prefix(&mut self, other: &KvCache, len: usize) {
+        assert!(len <= other.len && self.layers.len() == other.layers.len());
+        for (to, from) in self.layers.iter_mut().zip(&other.layers) {
+            to.copy_prefix(from, len);
+        }
+        self.len = len;
+    }
+
     pub fn layer(&self, layer: usize) -> &LayerCache {
         &self.layers[layer]
     }
@@ -155,6 +167,18 @@ impl Shape {
 }
 
 impl LayerCache {
+    fn copy_prefix(&mut self, other: &LayerCache, len: usize) {
+        let shape = self.shape;
+        // Whole blocks and words: what lies after the prefix is overwritten before it is read.
+        let (keys, values) = (shape.key_words(), shape.room / shape.share * PANEL);
+        let key_words = len.div_ceil(BLOCK) * (keys / (shape.room / BLOCK));
+        let value_words = len.div_ceil(shape.share) * PANEL;
+        let heads = self.keys.chunks_exact_mut(keys).zip(other.keys.chunks_exact(keys));
+        heads.for_each(|(to, from)| to[..key_words].copy_from_slice(&from[..key_words]));
+        let panels = self.values.chunks_exact_mut(values).zip(other.values.chunks_exact(values));
+        panels.for_each(|(to, from)| to[..value_words].copy_from_slice(&from[..value_words]));
+    }
+
     /// Stores `k` and `v`, `[H, T, D]` each, at positions `at..at+T`.
     pub fn store(&mut self, at: usize, k: ArrayView3<'_, f32>, v: ArrayView3<'_, f32>) {
         let shape = self.shape;

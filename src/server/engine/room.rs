@@ -19,6 +19,9 @@ use crate::probe::Recorder;
 use crate::server::metrics::Metrics;
 use crate::tokenizer::Tokenizer;
 
+/// Tasks that are passed over in one step because what they need is just being computed.
+const MOST_PASSED_OVER: usize = 256;
+
 /// What is wanted of the engine.
 #[derive(Debug)]
 pub enum Order {
@@ -180,12 +183,19 @@ impl Computing {
     }
 
     fn join(&mut self, metrics: &Metrics) {
-        while self.slots.has_room() {
-            let Some(task) = self.waiting.pop() else { return };
+        // Answers to one prompt, say: the first computes it, the others take it over.
+        let mut waits = Vec::new();
+        while self.slots.has_room() && waits.len() < MOST_PASSED_OVER {
+            let Some(task) = self.waiting.pop() else { break };
+            if self.slots.is_being_made(&task) {
+                waits.push(task);
+                continue;
+            }
             metrics.prompt_tokens.inc_by(task.ids.len() as u64);
             let reused = self.slots.start(task);
             metrics.reused_tokens.inc_by(reused as u64);
         }
+        waits.into_iter().rev().for_each(|task| self.waiting.put_back(task));
     }
 
     fn feed(&mut self, model: &Model, tokenizer: &Tokenizer, metrics: &Metrics) {
@@ -339,6 +349,25 @@ mod tests {
         // Another prompt takes the slot that was not used yet, and what is held stays.
         assert_eq!(ask(&mut room, &[7, 8, 9]), (alone(&room, &[7, 8, 9], 5), 0));
         assert_eq!(ask(&mut room, &long[..150]).1, 149);
+    }
+
+    #[test]
+    fn several_answers_to_one_prompt_compute_it_once() {
+        let mut room = room(4);
+        let long: Vec<u32> = (0..200).map(|i| 300 + i * 13 % 4000).collect();
+        let told: Vec<_> = (0..6)
+            .map(|_| {
+                let (task, told) = task(1, &long, 5);
+                put(&mut room, task);
+                told
+            })
+            .collect();
+        while !room.is_idle() {
+            room.step();
+        }
+        assert_eq!(room.metrics.reused_tokens.get(), 5 * 199);
+        let alone = alone(&room, &long, 5);
+        told.into_iter().for_each(|told| assert_eq!(all(told).0, alone));
     }
 
     #[test]

@@ -17,6 +17,30 @@ struct Slot {
     used: u64,
 }
 
+/// Tokens of a prompt for which it is worth waiting that somebody else's is computed: some steps' share.
+const WORTH_WAITING: usize = 64;
+
+/// Tokens with which a prompt and a task's begin alike, of those that need not be computed: the last one always is, for its
+/// logits are wanted. So are all, for logprobs.
+fn common(ids: &[u32], task: &Task) -> usize {
+    let most = if task.prompt_logprobs { 0 } else { task.ids.len() - 1 };
+    ids.iter().zip(&task.ids[..most]).take_while(|(a, b)| a == b).count()
+}
+
+impl Slot {
+    /// Tokens whose keys and values are in the cache.
+    fn tokens(&self) -> &[u32] {
+        match &self.sequence {
+            Some(sequence) => sequence.fed(),
+            None => &self.held,
+        }
+    }
+
+    fn reusable(&self, task: &Task) -> usize {
+        common(self.tokens(), task)
+    }
+}
+
 #[derive(Debug)]
 pub struct Slots {
     slots: Vec<Slot>,
@@ -37,24 +61,36 @@ impl Slots {
         self.slots.iter().filter(|slot| slot.sequence.is_some()).count()
     }
 
-    /// Gives a task the free slot that holds most of its prompt; of equals, the one that was used least recently. The tokens
-    /// that need not be computed again.
+    /// Whether so much of a task's prompt is just being computed for somebody else that it is better to wait for that.
+    pub fn is_being_made(&self, task: &Task) -> bool {
+        let there = self.slots.iter().map(|slot| slot.reusable(task)).max().unwrap_or(0);
+        let coming = self.slots.iter().filter_map(|slot| slot.sequence.as_ref());
+        let coming = coming.filter(|sequence| sequence.prompt_left() > 0);
+        let coming = coming.map(|sequence| common(&sequence.task().ids, task)).max().unwrap_or(0);
+        coming >= there + WORTH_WAITING
+    }
+
+    /// Gives a task a free slot. The tokens that need not be computed again: those that the slot holds, or that another one
+    /// does, from which they are copied. Of slots that hold as much, the one that was used least recently is taken.
     ///
     /// # Panics
     /// Where no slot is free.
     pub fn start(&mut self, task: Task) -> usize {
         self.clock += 1;
-        let reusable = |slot: &Slot| {
-            // The last token of a prompt is always fed: its logits are wanted. So are all, for logprobs.
-            let most = if task.prompt_logprobs { 0 } else { task.ids.len() - 1 };
-            let same = slot.held.iter().zip(&*task.ids).take_while(|(a, b)| a == b).count();
-            same.min(most)
-        };
-        let free = self.slots.iter_mut().filter(|slot| slot.sequence.is_none());
-        let best = free.max_by_key(|slot| (reusable(slot), u64::MAX - slot.used));
-        let slot = best.expect("a slot is free");
-        let reused = reusable(slot);
-        slot.cache.truncate(reused);
+        let is_free = |at: &usize| self.slots[*at].sequence.is_none();
+        let own = |at: &usize| (self.slots[*at].reusable(&task), u64::MAX - self.slots[*at].used);
+        let free = (0..self.slots.len()).filter(is_free).max_by_key(own).expect("a slot is free");
+        let other = (0..self.slots.len()).max_by_key(|at| self.slots[*at].reusable(&task));
+        let (mut reused, mut from) = (self.slots[free].reusable(&task), None);
+        if let Some(other) = other.filter(|other| self.slots[*other].reusable(&task) > reused) {
+            reused = self.slots[other].reusable(&task);
+            from = Some(other);
+        }
+        match from.map(|other| self.slots.get_disjoint_mut([free, other])) {
+            Some(Ok([slot, other])) => slot.cache.copy_prefix(&other.cache, reused),
+            _ => self.slots[free].cache.truncate(reused),
+        }
+        let slot = &mut self.slots[free];
         slot.held.clear();
         slot.used = self.clock;
         slot.sequence = Some(Sequence::new(task, reused));

@@ -28,6 +28,17 @@ impl Waiting {
         task
     }
 
+    /// The one that was popped last is the next one again.
+    pub fn put_back(&mut self, task: Task) {
+        let client = task.client;
+        let mut queue = match self.queues.iter().position(|(other, _)| *other == client) {
+            Some(at) => self.queues.remove(at).map(|(_, queue)| queue).unwrap_or_default(),
+            None => VecDeque::new(),
+        };
+        queue.push_front(task);
+        self.queues.push_front((client, queue));
+    }
+
     /// Takes out those for which `gone` holds.
     pub fn remove(&mut self, gone: impl Fn(&Task) -> bool) -> Vec<Task> {
         let mut removed = Vec::new();
@@ -71,6 +82,17 @@ mod tests {
         assert_eq!(waiting.len(), 6);
         assert_eq!(order(&mut waiting), [(1, 1), (2, 1), (3, 1), (1, 2), (3, 2), (1, 3)]);
         assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first_again() {
+        let mut waiting = Waiting::default();
+        for (client, n) in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)] {
+            waiting.push(task(client, n));
+        }
+        let popped: Vec<Task> = (0..3).filter_map(|_| waiting.pop()).collect();
+        popped.into_iter().rev().for_each(|task| waiting.put_back(task));
+        assert_eq!(order(&mut waiting), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)]);
     }
 
     #[test]
