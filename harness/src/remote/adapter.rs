@@ -10,15 +10,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use llorch_trace::bundle::{Bundle, CaseRecord, Entry};
 use llorch_trace::files::write_npy;
 use llorch_trace::protocol::{
     DoneMessage, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request, Response,
     RunRequest, TensorMessage, Worth,
 };
-use llorch_trace::{Bundle, Dims, Point, PointSet, Precision, all_points};
+use llorch_trace::{Dims, Point, PointSet, Precision, Stage, all_points};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::archive::{Room, unpack};
+use super::archive::{Room, parts, unpack};
 use super::client::{Ask, Client, Health, Refused, rest, sample};
 use crate::lineup::ENGINE;
 
@@ -50,6 +52,10 @@ impl From<Refused> for End {
 
 fn refused(class: ErrorClass, message: impl Into<String>) -> End {
     End::Refused(Refused::new(class, message))
+}
+
+fn failed(to: &str, error: impl std::fmt::Display) -> End {
+    refused(ErrorClass::Resource, format!("failed to {to}: {error}"))
 }
 
 fn input(message: impl Into<String>) -> End {
@@ -300,46 +306,36 @@ impl<W: Write> Adapter<'_, W> {
         dims: &Dims,
         points: &[Point],
     ) -> Result<DoneMessage, End> {
-        let failed = |what: String| refused(ErrorClass::Resource, what);
-        let scratch = match points.is_empty() {
-            true => tempfile::Builder::new().prefix("llorch-http-").tempdir(),
-            false => std::fs::create_dir_all(&run.out_dir)
-                .and_then(|()| tempfile::Builder::new().prefix(".http-").tempdir_in(&run.out_dir)),
-        };
-        let scratch = scratch.map_err(|e| failed(format!("failed to create a folder: {e}")))?;
-        let bundle = self.checkpoints(run, dims, points, scratch.path())?;
-        let mut entries: Vec<_> = bundle.manifest.tensors.iter().collect();
-        // All of a step come before those of the next.
-        entries.sort_by_key(|entry| entry.step);
-        for (n, entry) in entries.into_iter().enumerate() {
-            self.go_on(&run.id)?;
-            let strange = |why: String| self.client.broke_off(CHECKPOINTS, &why);
-            // Only names of points become names of files.
-            let point: Point = entry.point.parse().map_err(|e| strange(format!("{e}")))?;
-            let tensor = bundle.get(&entry.case, entry.step, &entry.point);
-            let tensor = tensor.map_err(|e| strange(e.to_string()))?;
-            let file = run.out_dir.join(format!("{n:04}_{point}.npy"));
-            write_npy(&file, &tensor).map_err(|e| failed(e.to_string()))?;
-            self.send(&Response::Tensor(TensorMessage {
-                id: run.id.clone(),
-                point: entry.point.clone(),
-                step: entry.step,
-                file,
-                key: None,
-                dtype: tensor.dtype(),
-                shape: tensor.shape,
-            }))
-            .map_err(End::Gone)?;
+        let steps = run.max_new_tokens.max(1);
+        let scratch = folder(run, points).map_err(|e| failed("create a folder", e))?;
+        // Something must be asked for.
+        let some = [Point::new(Stage::Argmax)];
+        let asked = if points.is_empty() { &some[..] } else { points };
+        let mut bundles: Vec<Bundle> = Vec::new();
+        for (n, part) in parts(dims, asked, run.ids.len(), steps).into_iter().enumerate() {
+            let dir = scratch.path().join(n.to_string());
+            std::fs::create_dir(&dir).map_err(|e| failed("create a folder", e))?;
+            bundles.push(self.checkpoints(run, dims, part, &dir)?);
         }
-        let record = bundle.manifest.cases.get(CASE).cloned().unwrap_or_default();
+        let records: Vec<&CaseRecord> =
+            bundles.iter().filter_map(|bundle| bundle.manifest.cases.get(CASE)).collect();
+        if let Some(other) = records.iter().find(|r| r.generated != records[0].generated) {
+            let (a, b) = (&records[0].generated, &other.generated);
+            let why = format!("asked for in parts, it generated {a:?} and then {b:?}");
+            return Err(self.client.broke_off(CHECKPOINTS, &why).into());
+        }
         // Tokens that are given are what comes of it, for all.
         let beside = run.beside.iter().map(|_| run.forced_ids.clone().unwrap_or_default());
-        Ok(DoneMessage {
-            generated: record.generated.unwrap_or_default(),
-            text: record.text,
+        let done = DoneMessage {
+            generated: records.first().and_then(|r| r.generated.clone()).unwrap_or_default(),
+            text: records.first().and_then(|r| r.text.clone()),
             beside: beside.collect(),
             ..DoneMessage::default()
-        })
+        };
+        if !points.is_empty() {
+            self.announce(run, &bundles)?;
+        }
+        Ok(done)
     }
 
     fn checkpoints(
@@ -352,7 +348,8 @@ impl<W: Write> Adapter<'_, W> {
         let ids = &run.ids;
         let mut body = json!({
             "prompt": ids,
-            "points": run.points,
+            // By their names: a daemon may refuse globs that match nothing, an adapter may not.
+            "points": points,
             "max_new_tokens": run.max_new_tokens,
             "forced_ids": run.forced_ids,
             "case": CASE,
@@ -374,12 +371,52 @@ impl<W: Write> Adapter<'_, W> {
         }
     }
 
+    /// All tensors of a step before those of the next.
+    fn announce(&mut self, run: &RunRequest, bundles: &[Bundle]) -> Result<(), End> {
+        let mut entries: Vec<(&Entry, &Bundle)> = Vec::new();
+        for bundle in bundles {
+            entries.extend(bundle.manifest.tensors.iter().map(|entry| (entry, bundle)));
+        }
+        entries.sort_by_key(|(entry, _)| entry.step);
+        for (n, (entry, bundle)) in entries.into_iter().enumerate() {
+            self.go_on(&run.id)?;
+            let strange = |why: String| self.client.broke_off(CHECKPOINTS, &why);
+            // Only names of points become names of files.
+            let point: Point = entry.point.parse().map_err(|e| strange(format!("{e}")))?;
+            let tensor = bundle.get(&entry.case, entry.step, &entry.point);
+            let tensor = tensor.map_err(|e| strange(e.to_string()))?;
+            let file = run.out_dir.join(format!("{n:04}_{point}.npy"));
+            write_npy(&file, &tensor).map_err(|e| failed("save a tensor", e))?;
+            self.send(&Response::Tensor(TensorMessage {
+                id: run.id.clone(),
+                point: entry.point.clone(),
+                step: entry.step,
+                file,
+                key: None,
+                dtype: tensor.dtype(),
+                shape: tensor.shape,
+            }))
+            .map_err(End::Gone)?;
+        }
+        Ok(())
+    }
+
     fn send(&mut self, response: &Response) -> std::io::Result<()> {
         let mut line = serde_json::to_vec(response)?;
         line.push(b'\n');
         self.answers.write_all(&line)?;
         self.answers.flush()
     }
+}
+
+/// For the daemon's archives, beside the tensors, which are as large; where there are none, out of the way.
+fn folder(run: &RunRequest, points: &[Point]) -> std::io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    if points.is_empty() {
+        return builder.prefix("llorch-http-").tempdir();
+    }
+    std::fs::create_dir_all(&run.out_dir)?;
+    builder.prefix(".http-").tempdir_in(&run.out_dir)
 }
 
 /// What no model can run is refused here, so that what an answer may take is known.

@@ -24,20 +24,18 @@ const PER_ID: u64 = 64;
 /// The widest element that there is.
 const WIDEST: u64 = 8;
 
+/// Of one request: 1 GB in f32, half of what llorch-cpud allows.
+const MOST_NUMBERS: u64 = 1 << 28;
+const MOST_POINTS: usize = 1000;
+
 impl Room {
     /// What these points of so many steps may take after a prompt of `ids` tokens.
     pub fn of(dims: &Dims, points: &[Point], ids: usize, steps: usize) -> Room {
-        let size = |point: &Point, t, s| -> u64 {
-            let factors = point.shape(dims, t, s).into_iter();
-            factors.fold(WIDEST, |size, factor| size.saturating_mul(factor as u64))
+        let all = |point| {
+            let numbers = numbers(dims, point, ids, steps).saturating_mul(WIDEST);
+            numbers.saturating_add(AROUND_A_TENSOR.saturating_mul(steps as u64))
         };
-        let mut tensors = AROUND_ALL;
-        for step in 0..steps {
-            let (t, s) = if step == 0 { (ids, ids) } else { (1, ids.saturating_add(step)) };
-            for point in points {
-                tensors = tensors.saturating_add(size(point, t, s)).saturating_add(AROUND_A_TENSOR);
-            }
-        }
+        let tensors = points.iter().map(|point| all(*point)).fold(AROUND_ALL, u64::saturating_add);
         let messages = (points.len() as u64).saturating_mul(steps as u64);
         let manifest = AROUND_ALL
             .saturating_add(messages.saturating_mul(AROUND_A_TENSOR))
@@ -48,6 +46,32 @@ impl Room {
     fn all(self) -> u64 {
         self.tensors.saturating_add(self.manifest).saturating_add(AROUND_ALL)
     }
+}
+
+/// Points that may be asked for at once, so that neither a daemon's bounds nor a disk's are met: their names are few
+/// enough, and their numbers too, unless a single point has more. What is asked for twice comes out the same.
+pub fn parts<'a>(dims: &Dims, points: &'a [Point], ids: usize, steps: usize) -> Vec<&'a [Point]> {
+    let mut parts = Vec::new();
+    let (mut begin, mut held) = (0, 0u64);
+    for (n, point) in points.iter().enumerate() {
+        let more = numbers(dims, *point, ids, steps);
+        held = held.saturating_add(more);
+        if n > begin && (held > MOST_NUMBERS || n - begin == MOST_POINTS) {
+            parts.push(&points[begin..n]);
+            (begin, held) = (n, more);
+        }
+    }
+    parts.push(&points[begin..]);
+    parts
+}
+
+/// Elements of a point in all steps.
+fn numbers(dims: &Dims, point: Point, ids: usize, steps: usize) -> u64 {
+    let of_step = |step: usize| -> u64 {
+        let (t, s) = if step == 0 { (ids, ids) } else { (1, ids.saturating_add(step)) };
+        point.shape(dims, t, s).into_iter().fold(1, |n, size| n.saturating_mul(size as u64))
+    };
+    (0..steps).map(of_step).fold(0, u64::saturating_add)
 }
 
 /// Unpacks the bundle into `dir`. The error says what is wrong with the archive.
@@ -192,7 +216,38 @@ mod tests {
         assert!(refusal.starts_with("tensors.safetensors has 1125899906842624 bytes"), "{refusal}");
         let (one, all) = (Room::of(&DIMS, &["ln_f".parse().unwrap()], 2, 1), room());
         assert!(one.tensors < all.tensors && one.manifest < all.manifest);
-        // [2,4] of eight bytes each.
+        // [2,4], eight bytes each.
         assert_eq!(one.tensors, AROUND_ALL + AROUND_A_TENSOR + 2 * 4 * 8);
+    }
+
+    #[test]
+    fn a_part_is_as_much_as_may_be_asked_for_at_once() {
+        let points = llorch_trace::all_points(1);
+        assert_eq!(parts(&DIMS, &points, 2, 1), [&points[..]]);
+        assert_eq!(parts(&DIMS, &[], 2, 1), [&[][..]]);
+        let deep = Dims { n_layer: 100, ..DIMS };
+        let points = llorch_trace::all_points(100);
+        let found = parts(&deep, &points, 2, 1);
+        assert!(found.iter().all(|part| part.len() <= MOST_POINTS), "{}", points.len());
+        assert_eq!(found.concat(), points);
+        // 12 heads of 1024 by 1024 scores and probabilities a layer, and all else.
+        let gpt2 = Dims {
+            n_layer: 12,
+            n_head: 12,
+            n_embd: 768,
+            n_inner: 3072,
+            vocab_size: 50257,
+            n_positions: 1024,
+        };
+        let points = llorch_trace::all_points(12);
+        let found = parts(&gpt2, &points, 1024, 1);
+        let size = |part: &[Point]| part.iter().map(|p| numbers(&gpt2, *p, 1024, 1)).sum::<u64>();
+        assert!(found.len() > 1 && found.iter().all(|part| size(part) <= MOST_NUMBERS));
+        assert_eq!(found.concat(), points);
+        // One that is too large by itself is asked for by itself.
+        let huge = Dims { vocab_size: 1 << 24, ..DIMS };
+        let points = ["ln_f", "logits", "argmax"].map(|name| name.parse().unwrap());
+        let found = parts(&huge, &points, 1024, 1);
+        assert_eq!(found, [&points[..1], &points[1..2], &points[2..]]);
     }
 }

@@ -132,7 +132,11 @@ impl Client {
             (Some(sha256), Some(dtype)) => {
                 Ok(Serves { sha256: sha256.to_string(), dtype: dtype.to_string() })
             }
-            _ => Err(self.unexpected(PATH, "the sha256 and dtype of a model", &answer)),
+            // Something else, or older.
+            _ => Err(Refused {
+                class: ErrorClass::Unsupported,
+                ..self.unexpected(PATH, "the sha256 and dtype of a model", &answer)
+            }),
         }
     }
 
@@ -288,7 +292,8 @@ pub fn sample(body: &mut Value, sampling: &Sampling) {
     if sampling.temperature > 0.0 {
         body["top_k"] = json!(sampling.top_k);
         body["top_p"] = json!(sampling.top_p);
-        body["seed"] = json!(sampling.seed);
+        // Its seeds are signed, as OpenAI's are: the bits are the same.
+        body["seed"] = json!(sampling.seed as i64);
     }
 }
 
@@ -346,7 +351,7 @@ fn said(response: &mut Response<Body>) -> String {
     shorten(message, 500)
 }
 
-/// Without the words that an HTTP library puts around a plain error of the network.
+/// Without the words that an HTTP library puts before a plain error of the network.
 fn told(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
