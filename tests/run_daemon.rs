@@ -4,8 +4,10 @@
 
 mod run_support;
 
+use std::collections::HashSet;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use run_support::daemon::{Daemon, Fate, Load, Proxy, engine};
 use run_support::{assert_conforms, diff, rows, texts};
@@ -85,6 +87,93 @@ fn a_daemon_shows_all_checkpoints_with_the_same_bits_alone_and_under_load() {
     load.stop();
     assert!(meanwhile >= 12, "{meanwhile} other answers: that is no load");
     assert_eq!(busy, alone, "the tensors of all cases");
+}
+
+/// The answers to these requests, tensors left out.
+fn answers(command: &str, requests: &[Value]) -> Vec<Value> {
+    let words = shlex::split(command).unwrap();
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .env_remove("LLORCH_API_KEY")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines: Vec<String> = requests.iter().map(|request| format!("{request}\n")).collect();
+    child.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}: {}", output.status);
+    let answers = texts(&output).0;
+    let answers = answers.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    answers.filter(|answer| answer["type"] != "tensor").collect()
+}
+
+fn adapter(url: &str) -> String {
+    format!("{} adapter http {url}", env!("CARGO_BIN_EXE_llorch-diff"))
+}
+
+#[test]
+fn what_is_drawn_is_what_the_engine_draws_however_it_is_asked() {
+    let daemon = Daemon::start();
+    let model = llorch_models::resolve("nano", &Default::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut requests = vec![
+        json!({"type": "hello", "protocol": 1}),
+        json!({"type": "load", "model_dir": model.dir, "dtype": "f32", "threads": 2}),
+    ];
+    let mut run = |fields: Value| {
+        let mut run = json!({"type": "run", "id": requests.len().to_string(),
+            "max_new_tokens": 12, "out_dir": dir.path(), "ids": [15496, 11, 616, 1438, 318]});
+        run.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        requests.push(run);
+    };
+    // The last is more than a signed number holds.
+    for seed in [0, 7, u64::MAX] {
+        let sampling = json!({"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": seed});
+        run(json!({"sampling": sampling}));
+        // The same with the hooks on, which is another endpoint.
+        run(json!({"sampling": sampling, "points": ["next.probs"]}));
+    }
+    run(json!({"beside": [[464], [2215, 314, 373]]}));
+    let load = Load::on(&daemon, 4);
+    load.wait_for(4);
+    let (ours, theirs) = (answers(&adapter(&daemon.url), &requests), answers(&engine(), &requests));
+    load.stop();
+    assert_eq!((ours.len(), theirs.len()), (requests.len(), requests.len()), "{ours:#?}");
+    for (ours, theirs) in ours.iter().zip(&theirs).skip(2) {
+        assert_eq!(ours["generated"].as_array().map(Vec::len), Some(12), "{ours}");
+        for field in ["type", "id", "generated", "text", "beside"] {
+            assert_eq!(ours[field], theirs[field], "{field}");
+        }
+    }
+    for (left, hooked) in [(2, 3), (4, 5), (6, 7)] {
+        assert_eq!(ours[left]["generated"], ours[hooked]["generated"]);
+    }
+    assert_eq!(ours[8]["beside"].as_array().map(Vec::len), Some(2));
+    let draws: HashSet<String> = ours[2..].iter().map(|o| o["generated"].to_string()).collect();
+    assert_eq!(draws.len(), 4, "three seeds and a greedy one: {draws:?}");
+}
+
+/// All of it but what a daemon can't do: load another model, and draw at a temperature above OpenAI's 2.
+#[test]
+fn the_adapter_of_a_daemon_keeps_the_protocol() {
+    let daemon = Daemon::start();
+    let output = diff()
+        .args(["adapter", "check", &adapter(&daemon.url), "--format", "json"])
+        .env_remove("LLORCH_API_KEY")
+        .output()
+        .unwrap();
+    let (stdout, stderr) = texts(&output);
+    let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}\n{stderr}"));
+    let of = |verdict: &str| -> Vec<String> {
+        let rows = report["rows"].as_array().unwrap().iter();
+        let rows = rows.filter(|row| row["verdict"] == verdict);
+        rows.map(|row| row["check"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(of("FAIL"), ["sample", "second_load"], "{report:#}");
+    assert_eq!(of("UNCHECKED"), ["draw", "inject"]);
+    assert!(of("PASS").len() >= 40, "{report:#}");
 }
 
 #[test]
@@ -230,7 +319,7 @@ fn an_answer_that_is_not_whole_is_an_error_of_the_daemon() {
         run.args(["--prompt", "Hello.", "--checkpoint", "1", "--checkpoint", "12"]);
         let (result, code, stderr) = finish(&mut run);
         assert!(stderr.contains(expected), "{shown}: expected {expected}\n{stderr}");
-        let captured = rows(&result, &[("kind", "pair"), ("point", "embeddings")]);
+        let captured = rows(&result, &[("kind", "pair"), ("point", "h.0.ln_1")]);
         let unsupported = expected.contains("404");
         let verdict = if unsupported { "UNCHECKED" } else { "ERROR" };
         assert!(!captured.is_empty());
