@@ -214,7 +214,7 @@ fn a_subject_that_breaks_is_an_error_and_one_that_is_not_there_an_unfit_environm
     }
     for (subject, code, expected) in [
         ("/no/such/engine", 3, "failed to start"),
-        ("http://127.0.0.1:1", 2, "a running daemon shows no tensors"),
+        ("http://127.0.0.1:1", 2, "nobody can set the threads of a running daemon"),
         ("'unclosed", 2, "unclosed"),
     ] {
         let output = place.command("invariants").args(["--subject", subject]).output().unwrap();

@@ -4,18 +4,9 @@
 
 mod run_support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-
+use run_support::daemon::engine;
 use run_support::{assert_conforms, diff, rows, texts};
 use serde_json::Value;
-
-/// `…/llorch-cpud trace`, built first where need be.
-fn engine() -> String {
-    let output = diff().args(["adapters", "command", "llorch-cpud"]).output().unwrap();
-    assert!(output.status.success(), "{}", texts(&output).1);
-    texts(&output).0.trim().to_string()
-}
 
 fn run(arguments: &[&str]) -> (Value, i32, String) {
     let output = diff().args(["run", "--format", "json"]).args(arguments).output().unwrap();
@@ -135,68 +126,4 @@ fn a_saved_run_is_judged_again_offline_by_other_tolerances() {
     assert_eq!((code, &without["verdict"]), (Some(4), &"INCOMPLETE".into()));
     let unchecked = without["unchecked"].as_array().unwrap();
     assert!(unchecked.iter().any(|u| u["what"].as_str().unwrap().contains("local errors")));
-}
-
-/// A daemon that is stopped with the test.
-struct Daemon {
-    child: Child,
-    url: String,
-}
-
-impl Daemon {
-    fn start() -> Daemon {
-        let words = shlex::split(&engine()).unwrap();
-        let mut child = Command::new(&words[0])
-            .args(["serve", "--port", "0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        // From here on dropping it ends it, whatever goes wrong.
-        let mut daemon = Daemon { child, url: String::new() };
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        daemon.url = line.trim().strip_prefix("listening on ").unwrap().to_string();
-        // It answers 503 until the model is loaded.
-        for _ in 0..600 {
-            if ureq::get(format!("{}/health", daemon.url)).call().is_ok() {
-                return daemon;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        panic!("the daemon was not ready within a minute");
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn a_running_daemon_can_be_the_subject() {
-    let daemon = Daemon::start();
-    let again = format!("again={}", engine());
-    let (result, code, stderr) = run(&["--ref", &again, "--subject", &daemon.url]);
-    assert_eq!((code, &result["verdict"]), (0, &"PASS".into()), "{stderr}");
-    let generated = rows(&result, &[("kind", "pair"), ("point", "generated")]);
-    assert_eq!(generated.len(), 4);
-    assert!(generated.iter().all(|r| r["verdict"] == "PASS"), "{generated:#?}");
-    let ln = rows(&result, &[("kind", "pair"), ("point", "h.0.ln_1")]);
-    assert!(ln[0]["reason"].as_str().unwrap().contains("a daemon shows no tensors"), "{}", ln[0]);
-}
-
-#[test]
-fn a_daemon_that_is_not_there_is_an_unfit_environment() {
-    let again = format!("again={}", engine());
-    let output = diff()
-        .args(["run", "--ref", &again, "--subject", "http://127.0.0.1:1", "--checkpoint", "12"])
-        .output()
-        .unwrap();
-    let (_, stderr) = texts(&output);
-    assert_eq!(output.status.code(), Some(3), "{stderr}");
-    assert!(stderr.contains("error: failed to reach a daemon"), "{stderr}");
 }

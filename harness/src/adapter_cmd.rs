@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::{conformance, scaffold};
+use crate::{conformance, remote, scaffold};
 
 const CHECK_EXIT_CODES: &str = "\
 Exit codes:
@@ -35,11 +35,13 @@ pub enum AdapterCommand {
     /// Write a small adapter that keeps the protocol already, with a stub where your engine goes
     #[command(after_help = NEW_EXIT_CODES)]
     New(scaffold::Args),
+    Http(remote::Args),
 }
 
 pub fn run(args: &AdapterArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         AdapterCommand::Check(args) => conformance::run(args),
         AdapterCommand::New(args) => scaffold::run(args),
+        AdapterCommand::Http(args) => remote::run(args),
     }
 }

@@ -11,8 +11,8 @@
 //! 3. [`suite`] and [`plan`]: what is run and what is compared; [`lineup`]: who takes part;
 //! 4. [`references`], [`provision`], [`assets`]: what references there are and how they are installed;
 //! 5. [`supervise`]: the only place that starts processes;
-//! 6. [`collect`]: tensors from an adapter into [`evidence`], [`served`]: the same of the daemon;
-//!    [`saved`] keeps and reopens it;
+//! 6. [`collect`]: tensors from an adapter into [`evidence`]; [`remote`] makes an adapter of a running daemon, [`served`]
+//!    is the daemon's part of a subject that has one; [`saved`] keeps and reopens it;
 //! 7. [`oracle`], [`sampling`], [`compare`], [`judge`]: from evidence to rows and verdicts; nothing is
 //!    started and nothing but bundles and weights is read; [`isolate`] puts the same tensor before a stage in all of them;
 //! 8. [`result`]: the one saved form; [`report`] renders it; [`guides`] says what to make of it;
@@ -58,6 +58,7 @@ pub mod plan;
 pub mod points_cmd;
 pub mod provision;
 pub mod references;
+pub mod remote;
 pub mod report;
 pub mod report_cmd;
 pub mod result;

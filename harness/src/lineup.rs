@@ -45,15 +45,6 @@ enum Source {
     Http(String),
 }
 
-/// What is spoken to.
-#[derive(Debug, Clone)]
-pub enum Contact {
-    /// An adapter, started by this.
-    Adapter(AdapterCommand),
-    /// A daemon that runs already.
-    Daemon(String),
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum LineupError {
     #[error(transparent)]
@@ -175,11 +166,11 @@ pub fn file_name(name: &str) -> String {
 }
 
 impl Member {
-    /// The subject: found, or built.
-    pub fn contact(&self, options: &ProvisionOptions) -> Result<Contact, Missing> {
+    /// Where it listens, if it is a daemon that runs already.
+    pub fn address(&self) -> Option<&str> {
         match &self.source {
-            Source::Http(url) => Ok(Contact::Daemon(url.clone())),
-            _ => self.command(options).map(Contact::Adapter),
+            Source::Http(url) => Some(url),
+            _ => None,
         }
     }
 
@@ -192,10 +183,7 @@ impl Member {
     pub fn command(&self, options: &ProvisionOptions) -> Result<AdapterCommand, Missing> {
         match &self.source {
             Source::Command(command) => Ok(command.clone()),
-            Source::Http(url) => Err(Missing {
-                reason: format!("{url} is a daemon, which is no adapter"),
-                mend: "name it with --subject".into(),
-            }),
+            Source::Http(url) => over_http(url),
             Source::Engine => provision::engine_command(options),
             Source::Provisioned { reference, variant, release } => {
                 let provisioner = Provisioner::new(*options);
@@ -222,6 +210,15 @@ impl Member {
         let dtype = if dtype == Dtype::BF16 { &["--dtype", "bf16"][..] } else { &[] };
         ours.then(|| daemon.args(["--port", "0", "--offline"]).args(dtype.iter().copied()))
     }
+}
+
+/// This program speaks the protocol for a daemon.
+fn over_http(url: &str) -> Result<AdapterCommand, Missing> {
+    let program = std::env::current_exe().map_err(|error| Missing {
+        reason: format!("failed to find this program, which speaks for {url}: {error}"),
+        mend: "start llorch-diff by its path".into(),
+    })?;
+    Ok(AdapterCommand::new(ENGINE, program).args(["adapter", "http", url]))
 }
 
 fn is_our_engine(program: &Path) -> bool {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part of it
 
 pub mod browser;
+pub mod daemon;
 pub mod node;
 pub mod reported;
 pub mod seeded;

@@ -80,6 +80,11 @@ impl Stamp {
     }
 }
 
+/// sha256 of a folder's `model.safetensors`, the identity of the weights; from memory where it is untouched since.
+pub fn weights_sha256(dir: &Path) -> Result<String, ModelError> {
+    Ok(hash_file(dir, "model.safetensors", &crate::cache_dir())?.sha256)
+}
+
 /// Name, size and sha256 of `dir/name`, from memory where the file is untouched since.
 pub(crate) fn hash_file(dir: &Path, name: &str, cache: &Path) -> Result<FileHash, ModelError> {
     let path = dir.join(name);

@@ -38,7 +38,7 @@ pub mod synth;
 
 pub use cache::{cache_dir, data_dir};
 pub use error::ModelError;
-pub use hash::sha256_file;
+pub use hash::{sha256_file, weights_sha256};
 
 use hub::HubEnv;
 use name::ModelName;

@@ -31,7 +31,6 @@ use std::process::ExitCode;
 use llorch_models::progress::Progress;
 
 use crate::judge::JudgeOptions;
-use crate::lineup::Contact;
 use crate::plan::Filter;
 use crate::result::RunResult;
 use crate::run::{self, Common, RunError, assemble, pipeline};
@@ -110,16 +109,13 @@ fn live(args: &Args) -> anyhow::Result<(String, u8)> {
     if collected.truth.oracle.is_none() {
         run::require_a_reference(result)?;
     }
-    let contact = request.subject.contact(&request.provision).ok();
-    let surgery = match &contact {
-        Some(Contact::Adapter(command)) if !args.no_heal => Some(Surgery {
-            command,
-            limits: request.limits.clone(),
-            dtype: request.dtype,
-            threads: request.threads,
-        }),
-        _ => None,
-    };
+    let command = request.subject.command(&request.provision).ok().filter(|_| !args.no_heal);
+    let surgery = command.as_ref().map(|command| Surgery {
+        command,
+        limits: request.limits.clone(),
+        dtype: request.dtype,
+        threads: request.threads,
+    });
     finish(args, result, collected, surgery.as_ref())
 }
 

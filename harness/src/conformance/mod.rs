@@ -142,7 +142,7 @@ fn command(args: &Args) -> Result<AdapterCommand, RunError> {
     }
     let line = args.subject.as_deref().unwrap_or_default();
     if line.starts_with("http://") || line.starts_with("https://") {
-        let what = "a running daemon is no adapter; expected a command that speaks the protocol";
+        let what = "it loads no second model, as an adapter does; expected a command that speaks the protocol";
         return Err(RunError::Usage(format!("failed to check {line}: {what}")));
     }
     AdapterCommand::from_words("the adapter", line).map_err(|e| RunError::Usage(e.to_string()))

@@ -32,7 +32,7 @@ use llorch_models::{ResolveOptions, ResolvedModel};
 use llorch_trace::Dims;
 
 use crate::evidence::Case;
-use crate::lineup::{self, Contact};
+use crate::lineup;
 use crate::live::{LiveError, Setup};
 use crate::plan;
 use crate::provision::ProvisionOptions;
@@ -99,19 +99,17 @@ fn execute(args: &Args) -> Result<report::Report, RunError> {
     let means = &args.means;
     let provision = means.provision();
     let member = lineup::subject(args.subject.as_deref())?;
+    if let Some(url) = member.address() {
+        let what = "nobody can set the threads of a running daemon; expected a command";
+        return Err(RunError::Usage(format!("failed to check {url}: {what}")));
+    }
     let resolve = ResolveOptions { offline: means.access.offline, ..ResolveOptions::default() };
     let model = llorch_models::resolve(&args.model, &resolve)?;
     progress.say(&format!("model {}: {}, {}", model.name, model.kind, model.source));
     let missing = |m: crate::provision::Missing| {
         RunError::Environment(format!("failed to find the subject: {m}"))
     };
-    let command = match member.contact(&provision).map_err(missing)? {
-        Contact::Adapter(command) => command,
-        Contact::Daemon(url) => {
-            let what = "a running daemon shows no tensors; expected a command";
-            return Err(RunError::Usage(format!("failed to check {url}: {what}")));
-        }
-    };
+    let command = member.command(&provision).map_err(missing)?;
     let setup = Setup {
         dtype: args.precision.dtype.into(),
         threads: means.threads(),

@@ -80,8 +80,9 @@ pub struct Common {
     pub references: Vec<String>,
 
     /// The implementation under test: a command that speaks the adapter protocol, split into words
-    /// as a shell does it (NAME=value in front sets its environment), run without one; or the http:// address of a running llorch-cpud, of which
-    /// only tokens and generation can be judged [default: `llorch-cpud trace`]
+    /// as a shell does it (NAME=value in front sets its environment), run without one; or the http:// address
+    /// of a running llorch-cpud that serves this model, whose key, if it wants one, is read from the
+    /// environment variable LLORCH_API_KEY [default: `llorch-cpud trace`]
     #[arg(long, value_name = "COMMAND|URL")]
     pub subject: Option<String>,
 

@@ -25,15 +25,16 @@ use crate::evidence::{Evidence, Plan};
 use crate::guides::assess::assess;
 use crate::isolate::{Ask, Isolation, Source};
 use crate::judge::{Beforehand, JudgeOptions, Verdicts, isolated, judge, judge_the_rest};
-use crate::lineup::{Contact, file_name};
+use crate::lineup::{Member, file_name};
 use crate::machine::Machine;
 use crate::oracle::{Oracle, Truth};
 use crate::plan::{self, PlanError};
 use crate::provision::Missing;
+use crate::remote::client::{Client, Health};
 use crate::result::{Means, Role, RunResult, Unchecked, UncheckedKind, Verdict};
 use crate::saved::{self, Collected};
 use crate::served;
-use crate::supervise::{AdapterCommand, FailureKind, Limits, Session};
+use crate::supervise::{AdapterCommand, Failure, FailureKind, Limits, Session};
 use crate::text::{count, rfc3339};
 
 /// A finished run.
@@ -59,9 +60,9 @@ pub fn execute(request: &Request) -> Result<Outcome, RunError> {
         None => request.filter.points(&dims)?,
     };
     // Found now: without a subject there is nothing to install references for.
-    let subject = request.subject.contact(&request.provision).map_err(no_subject)?;
+    let subject = request.subject.command(&request.provision).map_err(no_subject)?;
     let out = OutDir::create(request.out.as_deref())?;
-    greet(&subject, &request.limits, out.path())?;
+    greet(request, &subject, &model, out.path())?;
 
     let mut run = Run {
         request,
@@ -155,22 +156,41 @@ fn no_subject(missing: Missing) -> RunError {
     RunError::Environment(format!("failed to find the subject: {missing}"))
 }
 
-/// A subject that can't even say hello ends the run before references are installed and run for it.
-fn greet(subject: &Contact, limits: &Limits, out: &Path) -> Result<(), RunError> {
-    let Contact::Adapter(command) = subject else { return Ok(()) };
+/// A subject that can't even say hello, or a daemon that serves something else, ends the run before references are
+/// installed and run for it.
+fn greet(
+    request: &Request,
+    command: &AdapterCommand,
+    model: &ResolvedModel,
+    out: &Path,
+) -> Result<(), RunError> {
+    reach(&request.subject, &request.limits)?;
+    let failed = |failure: Failure| {
+        if failure.kind == FailureKind::Spawn {
+            return RunError::Environment(failure.to_string());
+        }
+        let told = failure.without_name(&command.name);
+        RunError::Subject(format!("{}: {}: {told}", command.name, failure.kind))
+    };
     let stderr = out.join(format!("{}.stderr.txt", file_name(&command.name)));
-    match Session::start(command, limits, &stderr) {
-        Ok(session) => {
-            session.finish();
-            Ok(())
-        }
-        Err(failure) if failure.kind == FailureKind::Spawn => {
-            Err(RunError::Environment(failure.to_string()))
-        }
-        Err(failure) => {
-            let told = failure.without_name(&command.name);
-            Err(RunError::Subject(format!("{}: {}: {told}", command.name, failure.kind)))
-        }
+    let mut session = Session::start(command, &request.limits, &stderr).map_err(failed)?;
+    // Whatever it computes with was loaded before: that it is the right model is soon known.
+    if request.subject.address().is_some() {
+        session.load(&model.dir, request.dtype, request.threads).map_err(failed)?;
+    }
+    session.finish();
+    Ok(())
+}
+
+/// A daemon that is not there is nobody's failure.
+fn reach(subject: &Member, limits: &Limits) -> Result<(), RunError> {
+    let Some(url) = subject.address() else { return Ok(()) };
+    let client =
+        Client::new(url, Some(limits.hello)).map_err(|e| RunError::Environment(e.to_string()))?;
+    match client.health() {
+        Health::Unreachable(why) => Err(RunError::Environment(client.unreachable(&why))),
+        Health::Failed(reason) => Err(RunError::Environment(reason)),
+        Health::Ready | Health::Loading => Ok(()),
     }
 }
 
@@ -194,7 +214,7 @@ impl Run<'_> {
     /// The subject's, then that of the references in the order in which they were named.
     fn evidence(
         &mut self,
-        subject: &Contact,
+        subject: &AdapterCommand,
         provisioning: &Provisioning,
     ) -> Result<Vec<Evidence>, RunError> {
         self.prepare(subject, provisioning)?;
@@ -216,18 +236,10 @@ impl Run<'_> {
             inject: BTreeMap::new(),
         };
         let progress = self.progress;
-        let first = match subject {
-            Contact::Adapter(command) => {
-                let mut first = collect(command, Role::Subject, &settings, progress)?;
-                if let Some(daemon) = self.request.subject.daemon(command, settings.dtype) {
-                    first.served = served::ask(&daemon, &first.name, &settings, progress);
-                }
-                first
-            }
-            Contact::Daemon(url) => {
-                served::collect(url, &self.request.subject.name, &settings, progress)
-            }
-        };
+        let mut first = collect(subject, Role::Subject, &settings, progress)?;
+        if let Some(daemon) = self.request.subject.daemon(subject, settings.dtype) {
+            first.served = served::ask(&daemon, &first.name, &settings, progress);
+        }
         if let Some((reason, _)) = &first.missing {
             return Err(RunError::Environment(reason.clone()));
         }
@@ -281,7 +293,11 @@ impl Run<'_> {
     }
 
     /// Cases with their ids and the tokens that decode steps are fed.
-    fn prepare(&mut self, subject: &Contact, provisioning: &Provisioning) -> Result<(), RunError> {
+    fn prepare(
+        &mut self,
+        subject: &AdapterCommand,
+        provisioning: &Provisioning,
+    ) -> Result<(), RunError> {
         let request = self.request;
         let scratch = tempfile::Builder::new().prefix("llorch-scout-").tempdir().map_err(|e| {
             RunError::Environment(format!("failed to create a temporary folder: {e}"))
@@ -294,9 +310,7 @@ impl Run<'_> {
             request.threads,
             scratch.path().to_path_buf(),
         );
-        if let Contact::Adapter(command) = subject {
-            scout.add(&request.subject.name, || Ok(command.clone()));
-        }
+        scout.add(&request.subject.name, || Ok(subject.clone()));
         for (i, member) in request.references.iter().enumerate() {
             scout.add(&member.name, move || {
                 provisioning.wait(i).map_err(|missing| missing.to_string())

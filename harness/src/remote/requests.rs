@@ -1,0 +1,50 @@
+//! Requests as they come in, and which of them were taken back.
+
+use std::collections::HashSet;
+use std::io::BufRead;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llorch_trace::protocol::Request;
+
+/// Ids of runs that are to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Cancelled(Arc<Mutex<HashSet<String>>>);
+
+impl Cancelled {
+    fn insert(&self, id: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    }
+
+    pub fn contains(&self, id: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+}
+
+/// The lines of stdin, read ahead, so that `cancel` is seen while a run is going on; it isn't handed on.
+pub fn read_lines(
+    mut requests: impl BufRead + Send + 'static,
+    cancelled: Cancelled,
+) -> Receiver<Vec<u8>> {
+    let (send, lines) = channel();
+    std::thread::spawn(move || {
+        loop {
+            let mut line = Vec::new();
+            // A read error is taken as the end: there is nobody left to answer.
+            if !matches!(requests.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+                break;
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            if let Ok(Request::Cancel { id }) = serde_json::from_slice(&line) {
+                cancelled.insert(id);
+                continue;
+            }
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
