@@ -19,7 +19,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::api::OPEN;
 use super::api::error::ApiError;
 use super::args::ServeArgs;
-use super::fresh_number;
+use super::fresh_id;
 use super::metrics::Metrics;
 use crate::error::{Error, Result};
 
@@ -215,8 +215,7 @@ async fn observe(State(access): State<Arc<Access>>, request: Request, next: Next
         !id.is_empty() && id.len() <= 128 && id.as_bytes().iter().copied().all(is_visible)
     });
     let id = id.cloned().unwrap_or_else(|| {
-        let fresh = format!("req-{:016x}", fresh_number());
-        HeaderValue::from_str(&fresh).unwrap_or_else(|_| HeaderValue::from_static("req-0"))
+        HeaderValue::from_str(&fresh_id()).unwrap_or_else(|_| HeaderValue::from_static("req-0"))
     });
     let method = request.method().clone();
     // Only paths that there are, so that nobody can make the counters many.

@@ -105,3 +105,8 @@ fn fresh_number() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(SystemTime::now())
 }
+
+/// A request's own id.
+fn fresh_id() -> String {
+    format!("req-{:016x}", fresh_number())
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
-use axum::http::Request;
+use axum::http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -17,12 +17,25 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::Service;
 
+use super::api::error::ApiError;
+use super::fresh_id;
 use super::metrics::Metrics;
 
 /// What a connection beyond the limit is told.
-const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-retry-after: 1\r\nconnection: close\r\ncontent-length: 127\r\n\r\n\
-{\"error\":{\"message\":\"too many connections; try again later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
+fn busy() -> String {
+    let error = ApiError::server(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        "too many connections; try again later",
+    );
+    let body = serde_json::to_string(&error.body()).unwrap_or_default();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nx-request-id: {}\r\n\
+         retry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        fresh_id(),
+        body.len()
+    )
+}
 
 /// How long requests that are already on their way may still come in on open connections once the daemon ends.
 const LINGER: Duration = Duration::from_millis(300);
@@ -113,7 +126,7 @@ fn is_of_one_connection(e: &std::io::Error) -> bool {
 /// Answers without reading: whoever it is, there is no room.
 async fn turn_away(mut stream: TcpStream) {
     let answer = async {
-        stream.write_all(BUSY).await?;
+        stream.write_all(busy().as_bytes()).await?;
         stream.shutdown().await?;
         // What the client was sending is read, or the answer would be lost with it.
         let mut rest = [0; 4096];
@@ -129,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_answer_to_one_too_many_is_as_long_as_it_says() {
-        let text = std::str::from_utf8(BUSY).unwrap();
+        let text = busy();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         let body: serde_json::Value = serde_json::from_str(body).unwrap();

@@ -53,13 +53,9 @@ pub async fn serve(
 
 /// Ends when the engine turns out not to work, with the exit code for that.
 async fn failed(engine: &Engine) -> u8 {
-    loop {
-        if let Some(failed) = engine.failed() {
-            llorch_models::errln!("error: {}", failed.message);
-            return failed.exit_code;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let failed = engine.failed().await;
+    llorch_models::errln!("error: {}", failed.message);
+    failed.exit_code
 }
 
 /// SIGTERM or Ctrl-C.

@@ -20,6 +20,8 @@ use crate::server::args::ServeArgs;
 use crate::server::metrics::Metrics;
 use crate::tokenizer::Tokenizer;
 
+const ENDED: &str = "the engine has ended by a fault of its own";
+
 /// Why a request was not taken on.
 #[derive(Debug)]
 pub enum Refused {
@@ -36,6 +38,8 @@ pub struct Engine {
     tickets: Arc<Tickets>,
     shared: Arc<Shared>,
     found: watch::Receiver<bool>,
+    /// Closed when the thread has ended.
+    alive: watch::Receiver<()>,
     /// After which a request is given up.
     patience: Duration,
 }
@@ -68,14 +72,17 @@ impl Engine {
     pub fn start(args: &ServeArgs, metrics: Arc<Metrics>) -> std::io::Result<Engine> {
         let (orders, taken) = channel();
         let (announce, found) = watch::channel(false);
+        let (living, alive) = watch::channel(());
         let shared = Arc::new(Shared::default());
         let tickets = Tickets::new(args.max_batch + args.queue, metrics.clone());
         let patience = Duration::from_secs(args.request_timeout);
         let (args, theirs) = (args.clone(), shared.clone());
-        std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || work(&args, taken, &theirs, announce, metrics))?;
-        Ok(Engine { orders, tickets, shared, found, patience })
+        std::thread::Builder::new().name("engine".into()).spawn(move || {
+            // Dropped last, when all else has been told.
+            let _living = living;
+            work(&args, taken, &theirs, announce, metrics);
+        })?;
+        Ok(Engine { orders, tickets, shared, found, alive, patience })
     }
 
     /// Waits until there is a model to load: a folder that is whole. False if there is none.
@@ -88,21 +95,18 @@ impl Engine {
         match self.shared.loaded.get() {
             None => Err(Refused::Loading),
             Some(Err(failed)) => Err(Refused::Down(failed.message.clone())),
-            Some(Ok(_)) if self.shared.ended.get().is_some() => {
-                Err(Refused::Down("the engine has ended by a fault of its own".into()))
-            }
+            Some(Ok(_)) if self.shared.ended.get().is_some() => Err(Refused::Down(ENDED.into())),
             Some(Ok(ready)) => Ok(ready),
         }
     }
 
-    /// Why the daemon can't go on, if it can't.
-    pub fn failed(&self) -> Option<Failed> {
-        match self.shared.loaded.get()? {
-            Err(failed) => Some(failed.clone()),
-            Ok(_) => self.shared.ended.get().map(|()| Failed {
-                message: "the engine has ended by a fault of its own".into(),
-                exit_code: 5,
-            }),
+    /// Ends when the daemon can't go on, with the reason.
+    pub async fn failed(&self) -> Failed {
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
+        match self.shared.loaded.get() {
+            Some(Err(failed)) => failed.clone(),
+            _ => Failed { message: ENDED.into(), exit_code: 5 },
         }
     }
 
@@ -121,7 +125,7 @@ impl Engine {
     }
 
     fn order(&self, order: Order) -> std::result::Result<(), Refused> {
-        let gone = |_| Refused::Down("the engine has ended by a fault of its own".into());
+        let gone = |_| Refused::Down(ENDED.into());
         self.orders.send(order).map_err(gone)
     }
 }
