@@ -270,6 +270,8 @@ fn what_is_wrong_is_named_in_openais_form() {
         (json!({"prompt": "a", "max_tokens": 100000}), 400, "context"),
         (json!({"prompt": "a", "temperature": -1}), 400, "temperature"),
         (json!({"prompt": "a", "top_p": 0}), 400, "top_p"),
+        (json!({"prompt": "a", "repetition_penalty": 1e-38}), 400, "0.01"),
+        (json!({"prompt": "a", "seed": 9223372036854775808u64}), 400, "64 bits"),
         (json!({"prompt": "a", "logprobs": 99}), 400, "logprobs"),
         (json!({"prompt": "a", "stop": ["1", "2", "3", "4", "5"]}), 400, "stop"),
         (json!({"prompt": "a", "n": 0}), 400, "n 0"),
@@ -318,6 +320,10 @@ fn what_is_wrong_is_named_in_openais_form() {
     let (status, answer) = daemon.post("/v1/completions", &json!([]));
     let message = "the body is []; expected a JSON object";
     assert_eq!((status, answer["error"]["message"].as_str()), (400, Some(message)));
+    // A client whose language has one kind of numbers.
+    let float =
+        daemon.complete(json!({"prompt": [15496.0], "max_tokens": 2.0, "ignore_eos": true}));
+    assert_eq!(float["usage"]["completion_tokens"], 2);
     // A client that writes null where it wants nothing said.
     let nulls = json!({"prompt": "a", "max_tokens": 1, "stream": null, "stop": null, "n": null});
     assert_eq!(daemon.post("/v1/completions", &nulls).0, 200);

@@ -166,12 +166,18 @@ fn what_cannot_be_captured_is_refused_by_name_and_leaves_nothing() {
         (json!({"prompt": "a", "points": ["*"], "store": ".x"}), 400, "store", ".x"),
         (json!({"prompt": "a", "points": ["*"], "case": "a/b"}), 400, "case", "a/b"),
         (json!({"prompt": "a", "points": ["*"], "format": "zip"}), 400, "format", "zip"),
-        (json!({"prompt": "a b ".repeat(40), "points": ["*"]}), 422, "points", "more than 1 MB"),
+        (json!({"prompt": "a b ".repeat(40), "points": ["*"]}), 422, "points", "--max-capture"),
         (
             json!({"prompt": "a b ".repeat(40), "points": ["*"], "store": "big"}),
             422,
             "points",
-            "more than 1 MB",
+            "--max-capture",
+        ),
+        (
+            json!({"prompt": "a", "points": ["*"], "repetition_penalty": 1e-38}),
+            400,
+            "repetition_penalty",
+            "0.01",
         ),
     ];
     for (ask, code, param, says) in cases {
@@ -186,6 +192,10 @@ fn what_cannot_be_captured_is_refused_by_name_and_leaves_nothing() {
     }
     assert_eq!(std::fs::read_dir(store.path()).unwrap().count(), 0);
     let daemon = Daemon::start(&[]);
+    let long = json!({"prompt": "a b ".repeat(100), "points": ["*"], "format": "json"});
+    let (status, answer) = daemon.post("/v1/checkpoints", &long);
+    assert_eq!(status, 422, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("ask for tar"), "{answer}");
     let (status, answer) =
         daemon.post("/v1/checkpoints", &json!({"prompt": "a", "points": ["*"], "store": "x"}));
     assert_eq!(status, 422, "{answer}");

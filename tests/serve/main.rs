@@ -2,9 +2,18 @@
 #![allow(clippy::disallowed_methods, reason = "a test starts the program as a user would")]
 
 mod api;
+#[path = "../run_support/browser.rs"]
+mod browser;
 mod checkpoints;
 mod daemon;
 mod neighbours;
+#[path = "../run_support/node.rs"]
+mod node;
 mod openai;
 mod operation;
+mod page;
 mod security;
+
+fn repository() -> std::path::PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}

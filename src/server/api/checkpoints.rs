@@ -21,8 +21,8 @@ use utoipa::ToSchema;
 use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::request::{check_ids, check_length, check_model, encode};
-use super::schemas::{ids_schema, prompt_schema};
+use super::request::{REPETITION, SEED, WHOLE, check_ids, check_length, check_model, encode};
+use super::schemas::{ids_or_null_schema, prompt_schema};
 use crate::error::Error;
 use crate::generate::Options;
 use crate::sampler::Sampling;
@@ -49,21 +49,26 @@ pub struct CheckpointsRequest {
     #[schema(minimum = 0)]
     max_new_tokens: Option<usize>,
     /// Tokens to go on with in place of those that are chosen: `max_new_tokens` of them.
-    #[schema(schema_with = ids_schema)]
+    #[schema(schema_with = ids_or_null_schema)]
     forced_ids: Option<Vec<u32>>,
     /// 0, if absent, takes the most likely token.
     #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
+    /// Draw from the k most likely tokens; 0, if absent, for all.
     #[schema(minimum = 0)]
     top_k: Option<usize>,
+    /// Draw from the fewest tokens that together have this probability; 1 if absent.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
-    #[schema(exclusive_minimum = 0, maximum = 100)]
+    /// Of Keskar et al. 2019; 1, if absent, is none.
+    #[schema(minimum = 0.01, maximum = 100)]
     repetition_penalty: Option<f64>,
+    /// The same seed draws the same tokens; 0 if absent.
     seed: Option<i64>,
     /// The name of the case in the bundle; `prompt` if absent.
     #[schema(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     case: Option<String>,
+    /// `tar`, if absent: an archive that unpacks to a bundle. `json`: numbers as text, up to 4 Mi of them.
     format: Option<CaptureFormat>,
     /// Keep the bundle under this name in the folder that the daemon was started with, and answer where it is.
     #[schema(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
@@ -90,9 +95,11 @@ pub enum CaptureFormat {
 /// A capture as JSON.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Captured {
+    /// The name that was given, or `prompt`.
     pub case: String,
     /// The prompt's tokens.
     pub ids: Vec<u32>,
+    /// The new tokens.
     pub generated: Vec<u32>,
     /// Of what was generated.
     pub text: String,
@@ -101,10 +108,13 @@ pub struct Captured {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CapturedTensor {
+    /// Its name: `h.0.attn.probs`.
     pub point: String,
+    /// 0 is the prompt, n the n-th new token that was fed.
     pub step: usize,
     /// f32 or i64
     pub dtype: &'static str,
+    /// Without a batch axis; empty for a single number.
     pub shape: Vec<usize>,
     /// Row by row; null where it is not finite, as masked scores are.
     pub data: Vec<Option<f64>>,
@@ -114,9 +124,13 @@ pub struct CapturedTensor {
 pub struct Stored {
     /// The bundle's folder, on the daemon's machine.
     pub path: String,
+    /// How many there are.
     pub tensors: usize,
+    /// The prompt's tokens.
     pub ids: Vec<u32>,
+    /// The new tokens.
     pub generated: Vec<u32>,
+    /// Of what was generated.
     pub text: String,
 }
 
@@ -149,9 +163,9 @@ pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiE
     let (ticket, deadline) = app.engine.ticket(1).inspect_err(|_| {
         app.metrics.refused("queue_full");
     })?;
-    let most = match format {
-        CaptureFormat::Json => app.max_capture.min(MOST_NUMBERS as u64 * 4),
-        CaptureFormat::Tar => app.max_capture,
+    let most = Most {
+        bytes: app.max_capture,
+        numbers: if format == CaptureFormat::Json { MOST_NUMBERS } else { usize::MAX },
     };
     let kept = Kept::new(place.dir(), &case, most)?;
     let (theirs, prompt) = (kept.clone(), ids.clone());
@@ -161,7 +175,7 @@ pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiE
     let stopped = |_| ApiError::internal("the engine stopped before it answered");
     let done = answer.await.map_err(stopped)?;
     if let Some(too_much) = kept.too_much() {
-        let message = format!("{too_much}; ask for fewer points or steps");
+        let message = format!("{too_much}, or for fewer points or steps");
         return Err(ApiError::unsupported("points", message));
     }
     let done = done?;
@@ -215,7 +229,6 @@ struct Asked {
 
 impl CheckpointsRequest {
     fn read(mut body: Body) -> Result<CheckpointsRequest, ApiError> {
-        const WHOLE: &str = "a whole number, 0 or more";
         Ok(CheckpointsRequest {
             model: body.take("model", "the name of a model")?,
             prompt: body.need("prompt", "a text or a list of token ids")?,
@@ -225,8 +238,8 @@ impl CheckpointsRequest {
             temperature: Some(body.number("temperature", 0.0, 0.0..=2.0)?),
             top_k: body.take("top_k", WHOLE)?,
             top_p: Some(body.number("top_p", 1.0, 0.0..=1.0)?),
-            repetition_penalty: Some(body.number("repetition_penalty", 1.0, 0.0..=100.0)?),
-            seed: body.take("seed", "a whole number")?,
+            repetition_penalty: Some(body.number("repetition_penalty", 1.0, REPETITION)?),
+            seed: body.take("seed", SEED)?,
             case: name(&mut body, "case")?,
             format: body.take("format", "\"tar\" or \"json\"")?,
             store: name(&mut body, "store")?,
@@ -374,16 +387,37 @@ struct Kept(Arc<Mutex<Writing>>);
 struct Writing {
     bundle: Option<BundleWriter>,
     case: String,
-    bytes: u64,
-    most: u64,
+    left: Most,
     too_much: Option<String>,
 }
 
+/// What may still come.
+#[derive(Debug, Clone, Copy)]
+struct Most {
+    bytes: u64,
+    numbers: usize,
+}
+
+impl Most {
+    /// # Errors
+    /// There is more in it than may be.
+    fn take(&mut self, tensor: &Tensor) -> Result<(), String> {
+        let bytes = (tensor.len() * tensor.dtype().size()) as u64;
+        self.numbers = self.numbers.checked_sub(tensor.len()).ok_or_else(|| {
+            format!("the tensors have more than the {MOST_NUMBERS} numbers that JSON may have; ask for tar")
+        })?;
+        let too_long =
+            "the tensors take more than --max-capture of this daemon; ask for a shorter prompt";
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(too_long)?;
+        Ok(())
+    }
+}
+
 impl Kept {
-    fn new(dir: &Path, case: &str, most: u64) -> Result<Kept, ApiError> {
+    fn new(dir: &Path, case: &str, most: Most) -> Result<Kept, ApiError> {
         let bundle = Some(BundleWriter::create(dir).map_err(Error::from)?);
         let case = case.to_string();
-        Ok(Kept(Arc::new(Mutex::new(Writing { bundle, case, bytes: 0, most, too_much: None }))))
+        Ok(Kept(Arc::new(Mutex::new(Writing { bundle, case, left: most, too_much: None }))))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Writing> {
@@ -392,10 +426,8 @@ impl Kept {
 
     fn keep(&self, step: usize, point: Point, tensor: &Tensor) -> crate::Result<()> {
         let mut writing = self.lock();
-        let Writing { bundle, case, bytes, most, too_much } = &mut *writing;
-        *bytes += (tensor.len() * tensor.dtype().size()) as u64;
-        if *bytes > *most {
-            let what = format!("the tensors take more than {} MB", *most / 1_000_000);
+        let Writing { bundle, case, left, too_much } = &mut *writing;
+        if let Err(what) = left.take(tensor) {
             *too_much = Some(what.clone());
             return Err(Error::input("capture", what));
         }

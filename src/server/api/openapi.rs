@@ -7,9 +7,10 @@ use utoipa::{Modify, OpenApi};
 
 use super::{OPEN, checkpoints, completions, status, tokens};
 
-/// llorch-cpud: GPT-2 completions in OpenAI's form, and a look at every checkpoint of the forward pass.
+/// All of it.
 #[derive(Debug, OpenApi)]
 #[openapi(
+    info(description = "GPT-2 completions in OpenAI's form, and a look at every checkpoint of the forward pass."),
     paths(
         completions::create,
         checkpoints::create,

@@ -23,10 +23,13 @@ const MAX_LOGPROBS: usize = 5;
 pub const MAX_STOPS: usize = 4;
 const MAX_PENALTY: f64 = 2.0;
 pub const MAX_BIAS: f64 = 100.0;
+/// Logits times or over these are numbers yet.
+pub const REPETITION: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 /// Prompts times n: what one request may ask the engine to hold.
 pub const MAX_SEQUENCES: usize = 128;
 
-const WHOLE: &str = "a whole number, 0 or more";
+pub const WHOLE: &str = "a whole number, 0 or more";
+pub const SEED: &str = "a whole number of 64 bits, below 0 too";
 const FLAG: &str = "true or false";
 
 /// The body of `POST /v1/completions`. Fields that are not here and change nothing (`user`) are
@@ -51,7 +54,7 @@ pub struct CompletionRequest {
     #[schema(minimum = 0)]
     pub top_k: Option<usize>,
     /// Not OpenAI's: of Keskar et al. 2019; 1 is none.
-    #[schema(exclusive_minimum = 0, maximum = 100)]
+    #[schema(minimum = 0.01, maximum = 100)]
     pub repetition_penalty: Option<f64>,
     /// Taken off the logits of tokens that were generated before.
     #[schema(minimum = -2, maximum = 2)]
@@ -161,13 +164,13 @@ impl CompletionRequest {
             temperature: Some(body.number("temperature", 1.0, 0.0..=2.0)?),
             top_p: Some(body.number("top_p", 1.0, 0.0..=1.0)?),
             top_k: body.take("top_k", WHOLE)?,
-            repetition_penalty: Some(body.number("repetition_penalty", 1.0, 0.0..=100.0)?),
+            repetition_penalty: Some(body.number("repetition_penalty", 1.0, REPETITION)?),
             presence_penalty: Some(body.number("presence_penalty", 0.0, PENALTY)?),
             frequency_penalty: Some(body.number("frequency_penalty", 0.0, PENALTY)?),
             logit_bias: body.take("logit_bias", "an object of token ids and numbers")?,
             n: body.take("n", COUNT)?,
             best_of: body.take("best_of", COUNT)?,
-            seed: body.take("seed", "a whole number")?,
+            seed: body.take("seed", SEED)?,
             stop: body.take("stop", "a text or a list of texts")?,
             logprobs: body.take("logprobs", WHOLE)?,
             echo: body.take("echo", FLAG)?,
@@ -252,16 +255,9 @@ impl CompletionRequest {
     /// numbers that follow from it.
     fn samplers(&self, n: usize, ready: &Ready) -> Result<Vec<Sampler>, ApiError> {
         let number = |value: Option<f64>| value.unwrap_or_default();
-        let refuse = |param, value| {
-            let message = format!("{param} is {value}; expected above 0");
-            Err(ApiError::invalid(Some(param), message))
-        };
-        let (top_p, repetition_penalty) = (number(self.top_p), number(self.repetition_penalty));
+        let top_p = number(self.top_p);
         if top_p == 0.0 {
-            return refuse("top_p", top_p);
-        }
-        if repetition_penalty == 0.0 {
-            return refuse("repetition_penalty", repetition_penalty);
+            return Err(ApiError::invalid(Some("top_p"), "top_p is 0; expected above 0"));
         }
         let bias = self.bias(ready)?;
         let seed = self.seed.map_or_else(fresh_number, |seed| seed as u64);
@@ -271,7 +267,7 @@ impl CompletionRequest {
                 temperature: number(self.temperature),
                 top_k: self.top_k.unwrap_or(0),
                 top_p,
-                repetition_penalty,
+                repetition_penalty: number(self.repetition_penalty),
                 presence_penalty: number(self.presence_penalty),
                 frequency_penalty: number(self.frequency_penalty),
                 seed: if i == 0 { seed } else { others.next_u64() },

@@ -32,8 +32,13 @@ fn one_of(forms: Vec<RefOr<Schema>>, or_null: bool) -> RefOr<Schema> {
     one_of.into()
 }
 
-/// A list of token ids, or null.
+/// A list of token ids.
 pub fn ids_schema() -> RefOr<Schema> {
+    ids().into()
+}
+
+/// The same, or null.
+pub fn ids_or_null_schema() -> RefOr<Schema> {
     one_of(vec![ids().into()], true)
 }
 

@@ -43,8 +43,11 @@ pub struct ModelCard {
     pub dtype: String,
     /// The longest context.
     pub n_positions: usize,
+    /// Blocks.
     pub n_layer: usize,
+    /// Heads of attention in each.
     pub n_head: usize,
+    /// Width of the residual stream.
     pub n_embd: usize,
     pub vocab_size: usize,
 }
