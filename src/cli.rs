@@ -37,7 +37,8 @@ pub struct Cli {
     command: Command,
 
     /// Say nothing on standard error but errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, env = "LLORCH_QUIET",
+          value_parser = clap::builder::FalseyValueParser::new())]
     quiet: bool,
 }
 
@@ -67,7 +68,7 @@ pub struct ModelArgs {
     pub revision: Option<String>,
 
     /// Never use the network
-    #[arg(long, env = "LLORCH_OFFLINE")]
+    #[arg(long, env = "LLORCH_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub offline: bool,
 
     /// Threads to compute with; 0 takes all cores

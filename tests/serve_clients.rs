@@ -289,10 +289,9 @@ fn the_documented_curl_commands_do_what_they_say() {
             } else {
                 let answer: Value =
                     serde_json::from_str(&out).unwrap_or_else(|e| panic!("{command}: {e}: {out}"));
-                assert!(
-                    answer["choices"].is_array() || answer["tensors"].is_array(),
-                    "{command}: {out}"
-                );
+                let has =
+                    ["choices", "tensors", "ids", "text"].map(|field| !answer[field].is_null());
+                assert!(has.contains(&true), "{command}: {out}");
             }
         }
     }

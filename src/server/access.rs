@@ -3,14 +3,18 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use llorch_trace::hash::sha256_bytes;
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
@@ -77,7 +81,10 @@ impl Access {
             keys.extend(read_keys(file)?);
         }
         if let Some(key) = keys.iter().find(|key| key.is_empty() || !key.bytes().all(is_visible)) {
-            let what = format!("a key has {} characters, of which one can't be sent", key.len());
+            let n = key.chars().count();
+            let what = format!(
+                "one has {n} characters; expected one or more that can be sent: ASCII, no spaces"
+            );
             return Err(Error::input("use the API keys", what));
         }
         let guarded = is_loopback && keys.is_empty();
@@ -120,18 +127,23 @@ impl Access {
     /// called by an address.
     fn knows_host(&self, request: &Request) -> bool {
         let Some(hosts) = &self.hosts else { return true };
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let Some(host) = host.or_else(|| request.uri().host()) else { return true };
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let bare = name.trim_start_matches('[').trim_end_matches(']');
-        bare.parse::<std::net::IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || name.to_ascii_lowercase().ends_with(".localhost")
-            || hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+        let given = request.headers().get_all(header::HOST).into_iter();
+        let given = given.map(|host| host.to_str().unwrap_or_default());
+        given.chain(request.uri().host()).all(|host| is_known(host, hosts))
     }
+}
+
+/// Whether it is an address, this machine's own name, or one of those given.
+fn is_known(host: &str, hosts: &[String]) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<std::net::IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || name.to_ascii_lowercase().ends_with(".localhost")
+        || hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn is_visible(byte: u8) -> bool {
@@ -208,7 +220,7 @@ async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Ne
 }
 
 /// Gives each answer an id, counts it and logs it.
-async fn observe(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     // A client's own id is kept where it is one: it can be found in both logs.
     let id = request.headers().get(&REQUEST_ID).filter(|id| {
@@ -223,8 +235,11 @@ async fn observe(State(access): State<Arc<Access>>, request: Request, next: Next
         Some(path) => known(path.as_str()),
         None => "other",
     };
+    let mut line = Line { id: id.clone(), method, path, began, status: None, whole: false };
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let status = response.status();
+    line.status = Some(status.as_u16());
     response.headers_mut().insert(REQUEST_ID, id.clone());
     for (name, value) in ALWAYS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -234,11 +249,75 @@ async fn observe(State(access): State<Arc<Access>>, request: Request, next: Next
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     access.metrics.answered(path, status.as_u16());
-    let seconds = began.elapsed().as_secs_f64();
-    tracing::info!(
-        id = id.to_str().unwrap_or_default(), %method, path, status = status.as_u16(), seconds, "answered"
-    );
-    response
+    line.whole = response.body().is_end_stream();
+    response.map(|body| Body::new(Watched { body, line }))
+}
+
+/// The id of a request, for whoever logs more of it.
+#[derive(Debug, Clone)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// A line in the log, which is written when there is nothing more to do for a request, however it ended.
+#[derive(Debug)]
+struct Line {
+    id: HeaderValue,
+    method: Method,
+    path: &'static str,
+    began: Instant,
+    /// None while there is no answer.
+    status: Option<u16>,
+    /// Whether all of the answer was sent.
+    whole: bool,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let Line { id, method, path, began, status, whole } = self;
+        let id = id.to_str().unwrap_or_default();
+        let seconds = (began.elapsed().as_secs_f64() * 1e6).round() / 1e6;
+        match (status, whole) {
+            (Some(status), true) => tracing::info!(id, %method, path, status, seconds, "answered"),
+            // Its client is gone, or the daemon is.
+            (Some(status), false) => tracing::info!(id, %method, path, status, seconds, "cut"),
+            (None, _) => tracing::info!(id, %method, path, seconds, "cut before its answer"),
+        }
+    }
+}
+
+/// A body that is seen to its end.
+#[derive(Debug)]
+struct Watched {
+    body: Body,
+    line: Line,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Watched { body, line } = self.get_mut();
+        let frame = Pin::new(&mut *body).poll_frame(context);
+        line.whole |= matches!(frame, Poll::Ready(None)) || body.is_end_stream();
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn known(path: &str) -> &'static str {

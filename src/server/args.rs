@@ -56,6 +56,11 @@ pub struct ServeArgs {
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub header_timeout: u64,
 
+    /// Seconds that a client may go without reading any of its answer
+    #[arg(long, env = "LLORCH_WRITE_TIMEOUT", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub write_timeout: u64,
+
     /// Bytes that a request's body may have
     #[arg(long, env = "LLORCH_MAX_BODY", default_value_t = 1 << 20, value_name = "BYTES",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1 << 30))]
@@ -90,7 +95,7 @@ pub struct ServeArgs {
     pub log: tracing::Level,
 
     /// Log the text of prompts and of answers too
-    #[arg(long, env = "LLORCH_LOG_TEXT")]
+    #[arg(long, env = "LLORCH_LOG_TEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub log_text: bool,
 }
 

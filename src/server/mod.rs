@@ -16,7 +16,6 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::DefaultBodyLimit;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -78,16 +77,18 @@ async fn serve(args: ServeArgs) -> Result<u8> {
         model: args.model.model.as_str().into(),
         dtype: args.model.dtype,
         started: seconds_since_1970(),
+        max_body: args.max_body,
         body_timeout: Duration::from_secs(args.header_timeout),
         store: args.store.as_deref().map(Into::into),
         max_capture: args.max_capture.saturating_mul(1_000_000),
         log_text: args.log_text,
         stopping,
     };
-    let router = api::router().layer(DefaultBodyLimit::max(args.max_body)).with_state(app);
+    let router = api::router().with_state(app);
     let limits = Limits {
         connections: args.max_connections,
         header_timeout: Duration::from_secs(args.header_timeout),
+        write_timeout: Duration::from_secs(args.write_timeout),
     };
     let drain = Duration::from_secs(args.drain);
     let router = access.guard(router);

@@ -15,6 +15,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tower::Service;
 
 use super::api::error::ApiError;
@@ -38,12 +39,14 @@ fn busy() -> String {
 }
 
 /// How long requests that are already on their way may still come in on open connections once the daemon ends.
-const LINGER: Duration = Duration::from_millis(300);
+pub const LINGER: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub connections: usize,
     pub header_timeout: Duration,
+    /// How long a client may read nothing while there is something for it.
+    pub write_timeout: Duration,
 }
 
 /// Accepts until `stop` is over, then lets what was accepted finish; returns when all connections are closed.
@@ -77,7 +80,9 @@ pub async fn serve(
             // A router is always ready.
             router.clone().call(request)
         });
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(limits.write_timeout));
+        let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
         let watched = graceful.watch(connection);
         let metrics = metrics.clone();
         metrics.connections.inc();

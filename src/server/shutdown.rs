@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use llorch_models::progress::Progress;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::engine::Engine;
 use super::metrics::Metrics;
-use super::net::{self, Limits};
+use super::net::{self, LINGER, Limits};
 
 /// Serves until a signal; the exit code is 0 if everything accepted was finished within `drain`. `stopping` becomes true with
 /// the signal.
@@ -32,19 +31,21 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(0),
-        () = signal()? => Progress::new(false).say("stopping: finishing what was accepted"),
+        () = signal()? => tracing::info!("stopping: finishing what was accepted"),
         code = failed(&engine) => return Ok(code),
     }
     let _ = stopping.send(true);
     tokio::select! {
         () = &mut served => Ok(0),
-        () = signal()? => {
-            llorch_models::errln!("stopped by a second signal");
+        second = second_signal() => {
+            second?;
+            tracing::error!("stopped by a second signal");
             Ok(130)
         }
-        () = tokio::time::sleep(drain) => {
+        // Even with no time to drain, what is idle ends well.
+        () = tokio::time::sleep(LINGER + drain.max(Duration::from_millis(200))) => {
             let s = drain.as_secs();
-            llorch_models::errln!("stopped: not everything was finished within {s} s");
+            tracing::error!("stopped: not everything was finished within {s} s");
             Ok(1)
         }
         code = failed(&engine) => Ok(code),
@@ -54,8 +55,15 @@ pub async fn serve(
 /// Ends when the engine turns out not to work, with the exit code for that.
 async fn failed(engine: &Engine) -> u8 {
     let failed = engine.failed().await;
-    llorch_models::errln!("error: {}", failed.message);
+    tracing::error!("{}", failed.message);
     failed.exit_code
+}
+
+/// A signal that somebody sends because the first one wasn't enough. Some senders send each twice.
+async fn second_signal() -> std::io::Result<()> {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    signal()?.await;
+    Ok(())
 }
 
 /// SIGTERM or Ctrl-C.

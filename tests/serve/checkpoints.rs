@@ -159,7 +159,7 @@ fn what_cannot_be_captured_is_refused_by_name_and_leaves_nothing() {
         (
             json!({"prompt": "a", "points": ["*"], "max_new_tokens": 1000}),
             400,
-            "max_tokens",
+            "max_new_tokens",
             "context",
         ),
         (json!({"prompt": "a", "points": ["*"], "store": "../x"}), 400, "store", "../x"),

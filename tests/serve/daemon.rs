@@ -28,12 +28,21 @@ impl Daemon {
 
     /// With variables in its environment.
     pub fn start_in(args: &[&str], environment: &[(&str, &str)]) -> Daemon {
+        Daemon::spawn(args, environment, Stdio::null())
+    }
+
+    /// Its standard error is the caller's to read.
+    pub fn start_logging(args: &[&str]) -> Daemon {
+        Daemon::spawn(args, &[], Stdio::piped())
+    }
+
+    fn spawn(args: &[&str], environment: &[(&str, &str)], log: Stdio) -> Daemon {
         let mut child = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
             .args(["serve", "--port", "0", "--threads", "2"])
             .args(args)
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();

@@ -219,7 +219,8 @@ fn a_second_signal_cuts() {
     let mut first = [0; 12];
     open.read_exact(&mut first).unwrap();
     daemon.terminate();
-    std::thread::sleep(Duration::from_millis(200));
+    // One that comes at once is taken for the first one's twin.
+    std::thread::sleep(Duration::from_millis(1000));
     let began = Instant::now();
     daemon.terminate();
     assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(130));
@@ -238,4 +239,117 @@ fn options_come_from_the_environment_too() {
         agent().post(format!("{}/tokenize", daemon.url)).header("authorization", "Bearer sesame");
     let (status, body) = answer(post.send_json(json!({"text": "a".repeat(200)})));
     assert_eq!((status, &body["error"]["code"]), (413, &json!("body_too_large")), "{body}");
+}
+
+#[test]
+fn a_client_that_reads_nothing_does_not_keep_its_place() {
+    let daemon =
+        Daemon::start(&["--max-connections", "4", "--write-timeout", "1", "--api-key", "k"]);
+    let mut deaf: Vec<TcpStream> =
+        (0..4).map(|_| TcpStream::connect(daemon.host()).unwrap()).collect();
+    // More than the system keeps for a client that doesn't read.
+    let ask = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(600);
+    for socket in &mut deaf {
+        socket.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        let _ = socket.write_all(ask.as_bytes());
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        // Whoever comes while all places are taken is told so, or finds the connection closed.
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        let _ =
+            write!(socket, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        if until_closed(&mut socket, Duration::from_secs(5)).starts_with("HTTP/1.1 200") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "they keep their places");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(deaf);
+}
+
+/// A daemon whose log is read by somebody.
+fn with_log(args: &[&str]) -> (Daemon, std::process::ChildStderr) {
+    let mut daemon = Daemon::start_logging(args);
+    let log = daemon.child.stderr.take().unwrap();
+    while daemon.get("/health").0 != 200 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (daemon, log)
+}
+
+#[test]
+fn a_log_that_cannot_be_written_costs_no_answer() {
+    let (mut daemon, log) = with_log(&[]);
+    drop(log);
+    for _ in 0..5 {
+        assert_eq!(daemon.get("/health").0, 200);
+        assert_eq!(daemon.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 2})).0, 200);
+    }
+    daemon.terminate();
+    assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
+    let (mut daemon, mut log) = with_log(&[
+        "--log-format",
+        "json",
+        "--request-timeout",
+        "1",
+        "--max-batch",
+        "1",
+        "--drain",
+        "5",
+    ]);
+    let ask = |stream: bool| json!({"prompt": "xylophone", "n": 128, "max_tokens": 240, "ignore_eos": true, "stream": stream});
+    daemon.complete(json!({"prompt": "xylophone", "max_tokens": 2, "ignore_eos": true}));
+    // A stream whose time is over.
+    let failing =
+        agent().post(format!("{}/v1/completions", daemon.url)).send_json(ask(true)).unwrap();
+    assert!(failing.into_body().read_to_string().unwrap().contains("\"code\":\"timeout\""));
+    // A client that leaves before its answer.
+    let body = ask(false).to_string();
+    let mut socket = TcpStream::connect(daemon.host()).unwrap();
+    send(&mut socket, &body, body.len());
+    while daemon.metric("llorch_running_sequences") == 0.0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(socket);
+    daemon.wait_until_idle(Duration::from_secs(5));
+    daemon.terminate();
+    assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(0));
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    assert!(!said.contains("xylophone"), "{said}");
+    let lines: Vec<serde_json::Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect();
+    let completions: Vec<_> = lines.iter().filter(|l| l["path"] == "/v1/completions").collect();
+    let ends: Vec<_> = completions.iter().map(|l| l["message"].as_str().unwrap()).collect();
+    assert_eq!(ends, ["answered", "answered", "cut before its answer"], "{said}");
+    assert!(completions[1]["seconds"].as_f64().unwrap() > 0.9, "the whole of the stream: {said}");
+    let failed: Vec<_> = lines.iter().filter(|l| l["level"] == "WARN").collect();
+    assert_eq!(failed.len(), 1, "{said}");
+    assert_eq!(failed[0]["id"], completions[1]["id"]);
+}
+
+#[test]
+fn an_idle_daemon_ends_at_once_and_well_with_no_time_to_drain_at_all() {
+    let mut daemon = Daemon::start(&["--drain", "0"]);
+    daemon.terminate();
+    daemon.terminate();
+    assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn a_body_that_says_that_it_is_too_long_is_refused_unread() {
+    let daemon = Daemon::start(&["--header-timeout", "30"]);
+    let mut socket = TcpStream::connect(daemon.host()).unwrap();
+    send(&mut socket, "", 10_000_000_000);
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut said = [0; 12];
+    socket.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"HTTP/1.1 413");
 }

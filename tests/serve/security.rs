@@ -1,5 +1,8 @@
 //! Who may ask.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, agent, answer};
@@ -68,6 +71,17 @@ fn a_daemon_of_this_machine_alone_is_not_asked_by_a_name_that_it_does_not_know()
     {
         let (status, body) = ask(&daemon, "/health", &[("host", unknown)]);
         assert_eq!((status, &body["error"]["code"]), (403, &json!("unknown_host")), "{unknown}");
+    }
+    // Each of several, and the one in the request's first line.
+    for head in [
+        "GET /health HTTP/1.1\r\nHost: localhost\r\nHost: example.org\r\n",
+        "GET http://example.org/health HTTP/1.1\r\nHost: localhost\r\n",
+    ] {
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        write!(socket, "{head}Connection: close\r\n\r\n").unwrap();
+        let mut said = String::new();
+        socket.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 403") || said.starts_with("HTTP/1.1 400"), "{said}");
     }
     // With a key, whoever brings it may use any name.
     let daemon = Daemon::start(&["--api-key", "k"]);

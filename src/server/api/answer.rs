@@ -176,7 +176,9 @@ impl Growing {
         tokenizer: &Tokenizer,
     ) -> Vec<Choice> {
         let echo = self.echo(tokenizer);
-        let mut last = self.part(tail, None, vec![]);
+        // Asked for, they are there, be there tokens or not.
+        let none = self.with_logprobs.then(Logprobs::default);
+        let mut last = self.part(tail, none, vec![]);
         last.finish_reason = Some(finish);
         echo.into_iter().chain([last]).collect()
     }

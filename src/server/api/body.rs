@@ -1,9 +1,8 @@
 //! A request's body: read within limits, then field by field, so that an error can name the field.
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -30,9 +29,9 @@ impl FromRequest<App> for Body {
             let error = ApiError::invalid(None, message);
             return Err(error.with(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type"));
         }
-        let read = tokio::time::timeout(app.body_timeout, Bytes::from_request(request, app));
+        let read = tokio::time::timeout(app.body_timeout, whole(request, app.max_body));
         let bytes = read.await.map_err(|_| ApiError::late("the body did not come"))?;
-        Body::read(&bytes.map_err(unread)?)
+        Body::read(&bytes?)
     }
 }
 
@@ -41,10 +40,37 @@ fn is_json(kind: &str) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
-fn unread(e: BytesRejection) -> ApiError {
-    let status = e.status();
-    let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "body_too_large" } else { "body" };
-    ApiError::invalid(None, e.body_text()).with(status, code)
+/// Bytes beyond the limit that are read all the same: a client that is still sending may not look for the answer, and would
+/// find its connection closed.
+const READ_ON: usize = 4 << 20;
+
+/// All of a body, if it isn't longer than may be. What says itself that it is far longer is refused before any of it is read.
+async fn whole(request: Request, most: usize) -> Result<Vec<u8>, ApiError> {
+    let too_large = |found: String| {
+        let message = format!("the body has {found} bytes; expected at most {most} (--max-body)");
+        ApiError::invalid(None, message).with(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large")
+    };
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if let Some(length) = length.filter(|length| *length > (most + READ_ON) as u64) {
+        return Err(too_large(length.to_string()));
+    }
+    let (mut bytes, mut read) = (Vec::new(), 0);
+    let mut parts = request.into_body().into_data_stream();
+    while let Some(part) = parts.next().await {
+        let part =
+            part.map_err(|_| ApiError::invalid(None, "the body ended before it was whole"))?;
+        read += part.len();
+        if read <= most {
+            bytes.extend_from_slice(&part);
+        } else if read > most + READ_ON {
+            break;
+        }
+    }
+    match read > most {
+        true => Err(too_large(length.map_or_else(|| "more".into(), |length| length.to_string()))),
+        false => Ok(bytes),
+    }
 }
 
 impl Body {
@@ -94,7 +120,7 @@ impl Body {
         default: f64,
         range: std::ops::RangeInclusive<f64>,
     ) -> Result<f64, ApiError> {
-        let value = self.take(name, "a number")?.unwrap_or(default);
+        let value: f64 = self.take(name, "a number")?.unwrap_or(default);
         match range.contains(&value) {
             true => Ok(value),
             false => {
@@ -108,11 +134,10 @@ impl Body {
 
 /// Makes 5.0 what it is to JSON, and to clients whose language has one kind of numbers: 5.
 fn whole_numbers(value: &mut Value) {
-    // Beyond this, not every whole number is an f64.
-    const EXACT: f64 = (1u64 << 53) as f64;
+    const MOST: f64 = (1u64 << 63) as f64;
     match value {
         Value::Number(number) if number.is_f64() => {
-            if let Some(x) = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= EXACT) {
+            if let Some(x) = number.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < MOST) {
                 *value = (x as i64).into();
             }
         }

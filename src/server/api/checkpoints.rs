@@ -32,7 +32,8 @@ use crate::server::engine::{Capture, Ready};
 const MOST_NUMBERS: usize = 4 << 20;
 /// More than there are points in any GPT-2.
 const MOST_GLOBS: usize = 1024;
-const NAME: &str = "1 to 64 letters, digits, dots, dashes and underscores, not a dot first";
+const NAME: &str =
+    "1 to 64 letters, digits, dots, dashes and underscores, a letter, digit or underscore first";
 
 /// One prompt, and what is to be seen of it.
 #[derive(Debug, ToSchema)]
@@ -66,12 +67,12 @@ pub struct CheckpointsRequest {
     /// The same seed draws the same tokens; 0 if absent.
     seed: Option<i64>,
     /// The name of the case in the bundle; `prompt` if absent.
-    #[schema(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    #[schema(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
     case: Option<String>,
     /// `tar`, if absent: an archive that unpacks to a bundle. `json`: numbers as text, up to 4 Mi of them.
     format: Option<CaptureFormat>,
     /// Keep the bundle under this name in the folder that the daemon was started with, and answer where it is.
-    #[schema(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    #[schema(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
     store: Option<String>,
 }
 
@@ -117,7 +118,8 @@ pub struct CapturedTensor {
     /// Without a batch axis; empty for a single number.
     pub shape: Vec<usize>,
     /// Row by row; null where it is not finite, as masked scores are.
-    pub data: Vec<Option<f64>>,
+    #[schema(value_type = Vec<Option<f64>>)]
+    pub data: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -193,6 +195,7 @@ pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiE
     match (place, format) {
         (Place::Stored { dir, done }, _) => {
             done.keep();
+            let dir = std::path::absolute(&dir).unwrap_or(dir);
             let (path, tensors) = (dir.display().to_string(), bundle.manifest.tensors.len());
             let stored = Stored { path, tensors, ids, generated, text };
             Ok(Json(CheckpointsAnswer::Stored(stored)).into_response())
@@ -255,7 +258,7 @@ impl CheckpointsRequest {
         check_ids(&ids, "prompt", ready)?;
         let points = self::points(&self.points, ready)?;
         let max_new_tokens = self.max_new_tokens.unwrap_or(0);
-        check_length(&ids, max_new_tokens, ready)?;
+        check_length(&ids, max_new_tokens, "max_new_tokens", ready)?;
         if let Some(forced) = &self.forced_ids {
             if forced.len() != max_new_tokens {
                 let n = forced.len();
@@ -311,7 +314,8 @@ fn points(globs: &[String], ready: &Ready) -> Result<PointSet, ApiError> {
 fn name(body: &mut Body, field: &'static str) -> Result<Option<String>, ApiError> {
     let Some(name) = body.take::<String>(field, NAME)? else { return Ok(None) };
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(good) {
+    if name.is_empty() || name.len() > 64 || name.starts_with(['.', '-']) || !name.chars().all(good)
+    {
         let found: String = name.chars().take(80).collect();
         let message = format!("{field} is {found:?}; expected {NAME}");
         return Err(ApiError::invalid(Some(field), message));
@@ -464,13 +468,15 @@ impl Kept {
 fn numbers(bundle: &Bundle) -> llorch_trace::Result<Vec<CapturedTensor>> {
     let one = |entry: &llorch_trace::bundle::Entry| {
         let tensor = bundle.get(&entry.case, entry.step, &entry.point)?;
-        let finite = |x: f64| x.is_finite().then_some(x);
+        let is_whole = entry.dtype == Dtype::I64;
+        // What isn't finite becomes null.
+        let number = |x: f64| if is_whole { (x as i64).into() } else { x.into() };
         Ok(CapturedTensor {
             point: entry.point.clone(),
             step: entry.step,
             dtype: Dtype::name(entry.dtype),
             shape: entry.shape.clone(),
-            data: tensor.to_f64().into_iter().map(finite).collect(),
+            data: tensor.to_f64().into_iter().map(number).collect(),
         })
     };
     bundle.manifest.tensors.iter().map(one).collect()

@@ -17,7 +17,7 @@ use super::body::Body;
 use super::error::{ApiError, ErrorBody};
 use super::request::{Checked, CompletionRequest};
 use super::schemas::StreamEvent;
-use crate::server::access::Client;
+use crate::server::access::{Client, RequestId};
 use crate::server::engine::{Event, Failure, Refused, Task};
 use crate::server::{fresh_number, seconds_since_1970};
 use crate::tokenizer::Tokenizer;
@@ -44,6 +44,7 @@ use crate::tokenizer::Tokenizer;
 pub async fn create(
     State(app): State<App>,
     Extension(client): Extension<Client>,
+    Extension(id): Extension<RequestId>,
     body: Body,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
@@ -56,7 +57,7 @@ pub async fn create(
             Some(text) => text.clone(),
             None => ready.tokenizer.decode(ids).unwrap_or_default(),
         });
-        tracing::info!(prompts = ?texts.collect::<Vec<_>>(), "asked");
+        tracing::info!(id = id.as_str(), prompts = ?texts.collect::<Vec<_>>(), "prompts");
     }
     let n = request.samplers.len();
     let sequences = request.prompts.len() * n;
@@ -85,7 +86,7 @@ pub async fn create(
     let tasks = tasks.collect();
     drop(ticket);
     app.engine.complete(tasks)?;
-    let answer = Answer::new(&app, &request, growing, ready.tokenizer.clone());
+    let answer = Answer::new(&app, id, &request, growing, ready.tokenizer.clone());
     // The only ones left are the engine's: when it lets go of them all, there is nothing more to come.
     drop(sender);
     match request.stream {
@@ -103,12 +104,14 @@ struct Answer {
     open: usize,
     prompt_tokens: usize,
     tokenizer: Arc<Tokenizer>,
+    id: RequestId,
     log_text: bool,
 }
 
 impl Answer {
     fn new(
         app: &App,
+        id: RequestId,
         request: &Checked,
         growing: Vec<Growing>,
         tokenizer: Arc<Tokenizer>,
@@ -123,7 +126,7 @@ impl Answer {
         };
         let prompt_tokens = request.prompts.iter().map(|(ids, _)| ids.len()).sum();
         let log_text = app.log_text;
-        Answer { head, open: growing.len(), growing, prompt_tokens, tokenizer, log_text }
+        Answer { head, open: growing.len(), growing, prompt_tokens, tokenizer, id, log_text }
     }
 
     /// The parts of the answer that an event gives.
@@ -166,7 +169,8 @@ impl Answer {
         let usage = Some(self.usage());
         let choices: Vec<Choice> = choices.into_iter().flatten().collect();
         if self.log_text {
-            tracing::info!(texts = ?choices.iter().map(|c| &c.text).collect::<Vec<_>>(), "answered");
+            let texts: Vec<_> = choices.iter().map(|choice| &choice.text).collect();
+            tracing::info!(id = self.id.as_str(), ?texts, "texts");
         }
         Ok(Completion { choices, usage, ..self.head })
     }
@@ -184,7 +188,10 @@ impl Answer {
         let parts = match parts {
             Ok(parts) => parts,
             // A stream that fails says so, and is not said to be done.
-            Err(error) => return (vec![to_json(&error.body())], true),
+            Err(error) => {
+                tracing::warn!(id = self.id.as_str(), "a stream failed: {}", error.message);
+                return (vec![to_json(&error.body())], true);
+            }
         };
         let mut lines: Vec<String> = parts.into_iter().map(|part| self.chunk(vec![part])).collect();
         if self.open > 0 {

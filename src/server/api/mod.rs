@@ -34,6 +34,8 @@ pub struct App {
     pub dtype: Format,
     /// Seconds since 1970 at the start, which `GET /v1/models` gives as `created`.
     pub started: u64,
+    /// Bytes that a body may have.
+    pub max_body: usize,
     /// How long a body may take to come.
     pub body_timeout: Duration,
     /// Where bundles are kept.

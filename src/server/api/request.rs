@@ -175,7 +175,8 @@ impl CompletionRequest {
             logprobs: body.take("logprobs", WHOLE)?,
             echo: body.take("echo", FLAG)?,
             stream: body.take("stream", FLAG)?,
-            stream_options: body.take("stream_options", "an object with include_usage")?,
+            stream_options: body
+                .take("stream_options", "an object with include_usage, true or false")?,
             user: body.take("user", "a text")?,
             ignore_eos: body.take("ignore_eos", FLAG)?,
             return_token_ids: body.take("return_token_ids", FLAG)?,
@@ -196,12 +197,16 @@ impl CompletionRequest {
             return Err(ApiError::unsupported("best_of", message));
         }
         let prompts = self.prompts(ready)?;
-        if n == 0 || n.saturating_mul(prompts.len()) > MAX_SEQUENCES {
-            let (param, count) = (if n == 0 { "n" } else { "prompt" }, prompts.len());
+        if !(1..=MAX_SEQUENCES).contains(&n) {
+            let message = format!("n is {n}; expected 1 to {MAX_SEQUENCES}");
+            return Err(ApiError::invalid(Some("n"), message));
+        }
+        if n * prompts.len() > MAX_SEQUENCES {
+            let count = prompts.len();
             let message = format!(
-                "{param}: {count} prompts and n {n}; expected 1 to {MAX_SEQUENCES} answers in all"
+                "{count} prompts with n {n} are too many; expected up to {MAX_SEQUENCES} answers in all"
             );
-            return Err(ApiError::invalid(Some(param), message));
+            return Err(ApiError::invalid(Some("prompt"), message));
         }
         let echo = self.echo.unwrap_or(false);
         let max_new_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
@@ -210,7 +215,7 @@ impl CompletionRequest {
             return Err(ApiError::invalid(Some("max_tokens"), message));
         }
         for (ids, _) in &prompts {
-            check_length(ids, max_new_tokens, ready)?;
+            check_length(ids, max_new_tokens, "max_tokens", ready)?;
         }
         let eos = ready.config.eos_token_id.into_iter().collect();
         Ok(Checked {
@@ -352,15 +357,19 @@ pub fn check_ids(ids: &[u32], param: &'static str, ready: &Ready) -> Result<(), 
 }
 
 /// Whether a prompt and what is to follow it fit the context; the last new token is never fed.
-pub fn check_length(ids: &[u32], new: usize, ready: &Ready) -> Result<(), ApiError> {
+pub fn check_length(
+    ids: &[u32],
+    new: usize,
+    field: &'static str,
+    ready: &Ready,
+) -> Result<(), ApiError> {
     let (prompt, positions) = (ids.len(), ready.config.n_positions);
     if prompt.saturating_add(new.saturating_sub(1)) <= positions {
         return Ok(());
     }
-    let message = format!(
-        "{prompt} prompt tokens and max_tokens {new} do not fit the context of {positions}"
-    );
-    let param = if prompt > positions { "prompt" } else { "max_tokens" };
+    let message =
+        format!("{prompt} prompt tokens and {field} {new} do not fit the context of {positions}");
+    let param = if prompt > positions { "prompt" } else { field };
     Err(ApiError::invalid(Some(param), message)
         .with(StatusCode::BAD_REQUEST, "context_length_exceeded"))
 }

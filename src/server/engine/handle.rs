@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use llorch_models::ResolvedModel;
-use llorch_models::progress::Progress;
 use tokio::sync::watch;
 
 use super::capture::Capture;
@@ -163,12 +162,12 @@ fn work(
     let caches = args.max_batch * KvCache::bytes(model.config(), args.model.dtype);
     metrics.is_ready(caches);
     let name = &args.model.model;
-    Progress::new(false).say(&format!(
+    tracing::info!(
         "{name} is ready: {} threads, {} sequences at once, {} MB for their keys and values",
         model.threads(),
         args.max_batch,
         caches / 1_000_000
-    ));
+    );
     let room = Room::new(model, tokenizer, args.max_batch, orders, metrics);
     let _ = shared.loaded.set(Ok(ready));
     room.run();
