@@ -250,7 +250,9 @@ async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: 
     }
     access.metrics.answered(path, status.as_u16());
     line.whole = response.body().is_end_stream();
-    response.map(|body| Body::new(Watched { body, line }))
+    let length = response.headers().get(header::CONTENT_LENGTH);
+    let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    response.map(|body| Body::new(Watched { body, left, line }))
 }
 
 /// The id of a request, for whoever logs more of it.
@@ -294,6 +296,8 @@ impl Drop for Line {
 #[derive(Debug)]
 struct Watched {
     body: Body,
+    /// Bytes that are still to come, where the head says how many there are: after the last, nobody looks for the end.
+    left: Option<u64>,
     line: Line,
 }
 
@@ -305,9 +309,13 @@ impl HttpBody for Watched {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Watched { body, line } = self.get_mut();
+        let Watched { body, left, line } = self.get_mut();
         let frame = Pin::new(&mut *body).poll_frame(context);
-        line.whole |= matches!(frame, Poll::Ready(None)) || body.is_end_stream();
+        if let (Poll::Ready(Some(Ok(frame))), Some(left)) = (&frame, left.as_mut()) {
+            *left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+        }
+        line.whole |=
+            matches!(frame, Poll::Ready(None)) || body.is_end_stream() || *left == Some(0);
         frame
     }
 

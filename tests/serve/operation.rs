@@ -304,6 +304,11 @@ fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
     ]);
     let ask = |stream: bool| json!({"prompt": "xylophone", "n": 128, "max_tokens": 240, "ignore_eos": true, "stream": stream});
     daemon.complete(json!({"prompt": "xylophone", "max_tokens": 2, "ignore_eos": true}));
+    // A body whose length its head tells.
+    let capture = json!({"prompt": "a", "points": ["*"], "max_new_tokens": 3});
+    let capture =
+        agent().post(format!("{}/v1/checkpoints", daemon.url)).send_json(capture).unwrap();
+    assert!(capture.into_body().read_to_vec().unwrap().len() > 1 << 20);
     // A stream whose time is over.
     let failing =
         agent().post(format!("{}/v1/completions", daemon.url)).send_json(ask(true)).unwrap();
@@ -326,6 +331,8 @@ fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
         .collect();
+    let captures: Vec<_> = lines.iter().filter(|l| l["path"] == "/v1/checkpoints").collect();
+    assert_eq!((captures.len(), &captures[0]["message"]), (1, &json!("answered")), "{said}");
     let completions: Vec<_> = lines.iter().filter(|l| l["path"] == "/v1/completions").collect();
     let ends: Vec<_> = completions.iter().map(|l| l["message"].as_str().unwrap()).collect();
     assert_eq!(ends, ["answered", "answered", "cut before its answer"], "{said}");
