@@ -81,6 +81,22 @@ fn ctrl_c_leaves_a_clean_line() {
     assert!(seen.cursor_shown && seen.column == 0);
 }
 
+/// One reference dies of the interrupt at once, another keeps the program for its grace period: what
+/// dies meanwhile has neither crashed nor is it started again.
+#[test]
+fn what_an_interrupt_ends_is_no_crash() {
+    let mut command = run_support::diff();
+    command.args(["run", "--prompt", "one", "--prompt", "two", "--no-provision", "--offline"]);
+    command.args(["--jobs", "2", "--subject", &fake("--name mine")]);
+    command.args(["--ref", &format!("x={}", fake("--mode ignore-term"))]);
+    command.args(["--ref", &format!("y={}", fake("--mode hang-at-tokenize --name y"))]);
+    let seen = on_terminal(80, &command, Some("y: case 1 of 2"));
+    assert_eq!(seen.code, 130, "{:#?}", seen.left());
+    let left: Vec<&String> = seen.left().iter().filter(|line| !line.is_empty()).collect();
+    assert!(left.last().is_some_and(|line| *line == "interrupted"), "{left:#?}");
+    assert!(!left.iter().any(|line| line.contains("ended") || line.contains("again")), "{left:#?}");
+}
+
 #[test]
 fn without_a_terminal_that_can_redraw_there_are_lines_and_no_escape_code() {
     let place = Place::new();

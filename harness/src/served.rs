@@ -13,7 +13,7 @@ use crate::collect::Settings;
 use crate::evidence::{Case, Served};
 use crate::lineup::file_name;
 use crate::remote::client::{Ask, Client, Health, Refused};
-use crate::supervise::{AdapterCommand, Forced, Service, interrupted};
+use crate::supervise::{AdapterCommand, Forced, Service, await_exit, interrupted};
 use crate::text::{count, shorten};
 
 /// The first line on its stdout.
@@ -35,6 +35,7 @@ pub fn ask(
     let bar = bar(progress, name, settings);
     let stderr_file = settings.out.join(format!("{}.serve.stderr.txt", file_name(name)));
     if let Err(fault) = talk(command, settings, &stderr_file, wanted, &mut served, &bar) {
+        await_exit();
         progress.say(&format!("{name}: daemon: {fault}"));
         served.fault = Some(fault);
     } else {

@@ -36,6 +36,7 @@ MODES = {
     "hang-at-load": "never answers load",
     "error-at-load": "answers load with an error of class resource",
     # ways to break the conversation during a run
+    "hang-at-tokenize": "never answers tokenize",
     "hang-at-run": "never answers run",
     "crash": "dies of SIGSEGV after the first tensor",
     "exit-mid-run": "exits with code 3 after the first tensor",
@@ -346,6 +347,8 @@ class Adapter:
         self.channel.send(type="loaded", seconds=0.0)
 
     def tokenize(self, message):
+        if self.has("hang-at-tokenize"):
+            hang()
         ids = [15496, 13] if message["text"] == "Hello." else list(message["text"].encode())
         self.channel.send(type="tokens", id=message["id"], ids=ids)
 

@@ -26,7 +26,6 @@ use crate::isolate::Isolation;
 use crate::lineup::{UNNAMED, file_name, is_name};
 use crate::result::Role;
 use crate::supervise::{AdapterCommand, Failure, FailureKind, Finished, Forced, Limits, Session};
-use crate::supervise::{await_exit, interrupted};
 
 /// What is the same for all implementations of a run.
 #[derive(Debug)]
@@ -245,10 +244,6 @@ impl<'a> Collection<'a> {
 
     /// Writes a failed conversation down; `case` absent means that nothing can be had.
     fn fault(&mut self, case: Option<&Case>, failure: &Failure) {
-        // Ended with everything else: no failure of its own.
-        if interrupted() {
-            await_exit();
-        }
         let kind = match failure.kind {
             FailureKind::Unsupported => FaultKind::Unsupported,
             _ => FaultKind::Process,

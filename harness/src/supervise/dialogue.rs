@@ -77,9 +77,7 @@ impl Dialogue {
     pub fn hear(&mut self, deadline: Instant) -> Heard {
         let mut quiet_since_exit = None;
         loop {
-            if interrupted() {
-                await_exit();
-            }
+            await_exit();
             let now = Instant::now();
             let Some(left) = deadline.checked_duration_since(now) else { return Heard::Silence };
             match self.lines.receiver.recv_timeout(left.min(Duration::from_millis(50))) {
@@ -101,7 +99,9 @@ impl Dialogue {
     }
 
     fn ended(&self, unfinished: String) -> Heard {
-        Heard::Ended { exit: self.child.wait(Duration::from_secs(1)), unfinished }
+        let exit = self.child.wait(Duration::from_secs(1));
+        await_exit();
+        Heard::Ended { exit, unfinished }
     }
 
     /// The last lines of what it said on stderr.

@@ -40,8 +40,8 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// For a thread that has ended its child because of an interrupt: waits for the handler to end the
-/// program, so that nobody reports a failure that is none.
+/// For a thread whose child has ended: if the program is on its way out, waits for the handler to end
+/// it, so that nobody reports a failure that is none.
 pub(crate) fn await_exit() {
     let deadline = Instant::now() + 5 * GRACE;
     while interrupted() && Instant::now() < deadline {

@@ -9,7 +9,7 @@ use llorch_models::progress::human_time;
 use super::child::{Child, ExitState, Role, Stopped};
 use super::command::AdapterCommand;
 use super::failure::{Failure, FailureKind};
-use super::interrupt::interrupted;
+use super::interrupt::{await_exit, interrupted};
 use super::limits::Limits;
 use super::lines::{Line, Lines};
 use super::session::Finished;
@@ -95,6 +95,7 @@ impl Service {
 
     fn fail(&mut self, kind: FailureKind, message: String) -> Failure {
         self.child.stop(self.grace);
+        await_exit();
         let mut failure = Failure::new(kind, message);
         failure.stderr_tail = self.stderr.tail();
         failure

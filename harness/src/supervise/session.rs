@@ -428,9 +428,7 @@ impl Wire {
     fn fail(&mut self, kind: FailureKind, message: String) -> Failure {
         self.stdin = None;
         self.child.stop(self.grace);
-        if kind == FailureKind::Interrupted {
-            await_exit();
-        }
+        await_exit();
         let mut failure = Failure::new(kind, message);
         failure.stderr_tail = self.stderr.tail();
         self.dead = Some(failure.clone());

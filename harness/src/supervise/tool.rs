@@ -185,6 +185,7 @@ pub fn run_tool_with(
             continue;
         }
         child.release();
+        await_exit();
         if exit.success() {
             return Ok(ToolOutput { stdout, seconds: elapsed.as_secs_f64() });
         }
