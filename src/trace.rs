@@ -4,15 +4,14 @@
 //! what each message means. Requests are answered one after another; a thread of its own reads them,
 //! so that `cancel` is seen while a run is going on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use llorch_trace::files::{read_npy, read_safetensors, write_npy};
+use llorch_trace::lines::{Cancelled, read_lines, write_line};
 use llorch_trace::protocol::{
     DRAWS, DoneMessage, DrawRequest, ErrorClass, ErrorMessage, HelloResponse, Inject, MOST_DRAWS,
     PROTOCOL_VERSION, Request, Response, RunRequest, Seconds, TensorFile, TensorMessage, Worth,
@@ -102,48 +101,6 @@ pub fn serve(
         adapter.answer(&line)?;
     }
     Ok(())
-}
-
-/// Ids of runs that are to stop.
-#[derive(Debug, Clone, Default)]
-struct Cancelled(Arc<Mutex<HashSet<String>>>);
-
-impl Cancelled {
-    fn insert(&self, id: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-    }
-
-    fn contains(&self, id: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
-    }
-}
-
-/// Reads lines ahead; `cancel` takes effect here and is not handed on.
-fn read_lines(
-    mut requests: impl BufRead + Send + 'static,
-    cancelled: Cancelled,
-) -> Receiver<Vec<u8>> {
-    let (send, lines) = channel();
-    std::thread::spawn(move || {
-        loop {
-            let mut line = Vec::new();
-            // A read error is taken as the end: there is nobody left to answer.
-            if !matches!(requests.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-                break;
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            if let Ok(Request::Cancel { id }) = serde_json::from_slice(&line) {
-                cancelled.insert(id);
-                continue;
-            }
-            if send.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    lines
 }
 
 struct Loaded {
@@ -358,13 +315,6 @@ impl<W: Write + Send> Adapter<'_, W> {
     fn send(&mut self, response: &Response) -> std::io::Result<()> {
         write_line(self.answers, response)
     }
-}
-
-fn write_line(answers: &mut impl Write, response: &Response) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
-    line.push(b'\n');
-    answers.write_all(&line)?;
-    answers.flush()
 }
 
 fn loaded(loaded: &mut Option<Loaded>) -> Result<&mut Loaded, Failure> {

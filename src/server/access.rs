@@ -231,15 +231,14 @@ async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: 
     });
     let method = request.method().clone();
     // Only paths that there are, so that nobody can make the counters many.
-    let path: &'static str = match request.extensions().get::<MatchedPath>() {
-        Some(path) => known(path.as_str()),
-        None => "other",
-    };
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.map_or("other", MatchedPath::as_str).to_string();
     let mut line = Line { id: id.clone(), method, path, began, status: None, whole: false };
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let status = response.status();
     line.status = Some(status.as_u16());
+    access.metrics.answered(&line.path, status.as_u16());
     response.headers_mut().insert(REQUEST_ID, id.clone());
     for (name, value) in ALWAYS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -248,7 +247,6 @@ async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: 
         // Who has open connections is to find another daemon.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    access.metrics.answered(path, status.as_u16());
     line.whole = response.body().is_end_stream();
     let length = response.headers().get(header::CONTENT_LENGTH);
     let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -270,7 +268,7 @@ impl RequestId {
 struct Line {
     id: HeaderValue,
     method: Method,
-    path: &'static str,
+    path: String,
     began: Instant,
     /// None while there is no answer.
     status: Option<u16>,
@@ -326,16 +324,4 @@ impl HttpBody for Watched {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-fn known(path: &str) -> &'static str {
-    const PATHS: [&str; 6] = [
-        "/v1/completions",
-        "/v1/checkpoints",
-        "/v1/models",
-        "/tokenize",
-        "/detokenize",
-        "/metrics",
-    ];
-    OPEN.iter().chain(&PATHS).find(|known| **known == path).copied().unwrap_or("other")
 }

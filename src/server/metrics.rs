@@ -31,7 +31,7 @@ struct Refused {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
-    path: &'static str,
+    path: String,
     status: u16,
 }
 
@@ -156,8 +156,8 @@ impl Metrics {
         self.refused.get_or_create(&Refused { reason }).inc();
     }
 
-    pub fn answered(&self, path: &'static str, status: u16) {
-        self.answered.get_or_create(&Answered { path, status }).inc();
+    pub fn answered(&self, path: &str, status: u16) {
+        self.answered.get_or_create(&Answered { path: path.into(), status }).inc();
     }
 
     /// A step that fed each of its sequences so many tokens.

@@ -8,6 +8,7 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use llorch_trace::lines::{Cancelled, read_lines, write_line};
 use llorch_trace::protocol::{
     DoneMessage, ErrorClass, ErrorMessage, HelloResponse, PROTOCOL_VERSION, Request, Response,
     RunRequest, Worth,
@@ -16,7 +17,6 @@ use llorch_trace::{Dims, Point, PointSet, Precision, all_points};
 use serde_json::{Value, json};
 
 use super::client::{Ask, Client, Health, Refused, rest};
-use super::requests::{Cancelled, read_lines};
 use crate::lineup::ENGINE;
 
 const CAPABILITIES: [&str; 6] =
@@ -248,10 +248,7 @@ impl<W: Write> Adapter<'_, W> {
     }
 
     pub(super) fn send(&mut self, response: &Response) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(response)?;
-        line.push(b'\n');
-        self.answers.write_all(&line)?;
-        self.answers.flush()
+        write_line(self.answers, response)
     }
 }
 

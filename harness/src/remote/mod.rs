@@ -1,7 +1,7 @@
 //! A running daemon as an adapter: `llorch-diff adapter http URL` speaks the protocol on stdin and stdout, and HTTP to
 //! the daemon. `--subject http://…` starts it, so that a daemon is supervised, checked and judged as any program is.
 //!
-//! [`adapter`] holds the conversation, over lines that [`requests`] reads; [`client`] asks the daemon; [`capture`] runs it
+//! [`adapter`] holds the conversation; [`client`] asks the daemon; [`capture`] runs it
 //! with the hooks on, and [`archive`] takes its tensors in.
 //!
 //! A daemon has its model, its dtype and its threads already: `load` checks the first two, and nobody can set the third.
@@ -11,9 +11,7 @@ pub mod adapter;
 pub mod archive;
 pub mod capture;
 pub mod client;
-pub mod requests;
-
-use std::io::BufReader;
+pub use std::io::BufReader;
 use std::process::ExitCode;
 
 use anyhow::Context;

@@ -1,7 +1,7 @@
 //! What both sides of a differential test must agree on, and nothing else.
 //!
 //! Reading order: [`points`] names the checkpoints and the tensors that belong to them, [`protocol`]
-//! the messages between the harness and an adapter, [`tensor`] the values in memory ([`precision`] what they are computed in), [`files`] their
+//! the messages between the harness and an adapter ([`lines`] how they travel), [`tensor`] the values in memory ([`precision`] what they are computed in), [`files`] their
 //! bounded readers and writers, [`bundle`] the folder in which a run keeps them, [`dims`] the sizes
 //! that the shapes are made of.
 //!
@@ -13,6 +13,7 @@ pub mod dims;
 pub mod error;
 pub mod files;
 pub mod hash;
+pub mod lines;
 pub mod mapped;
 pub mod points;
 pub mod precision;

@@ -162,9 +162,7 @@ pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiE
     let asked = tokio::task::block_in_place(check)?;
     let Asked { ids, options, points, case, format, store } = asked;
     let place = Place::new(app.store.as_deref(), store.as_deref())?;
-    let (ticket, deadline) = app.engine.ticket(1).inspect_err(|_| {
-        app.metrics.refused("queue_full");
-    })?;
+    let (ticket, deadline) = app.engine.ticket(1)?;
     let most = Most {
         bytes: app.max_capture,
         numbers: if format == CaptureFormat::Json { MOST_NUMBERS } else { usize::MAX },

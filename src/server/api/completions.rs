@@ -63,9 +63,7 @@ pub async fn create(
     let sequences = request.prompts.len() * n;
     let growing = (0..sequences).map(|i| Growing::new(i, &request, &ready.tokenizer));
     let growing = growing.collect::<crate::Result<Vec<_>>>()?;
-    let (ticket, deadline) = app.engine.ticket(sequences).inspect_err(|_| {
-        app.metrics.refused("queue_full");
-    })?;
+    let (ticket, deadline) = app.engine.ticket(sequences)?;
     let (sender, told) = unbounded_channel();
     let who = client.of(request.user.as_deref());
     let tasks = (0..sequences).map(|index| Task {

@@ -112,10 +112,6 @@ impl From<Failure> for ApiError {
 impl From<Error> for ApiError {
     fn from(e: Error) -> ApiError {
         match e {
-            Error::ContextOverflow { .. } => {
-                let error = ApiError::invalid(Some("max_tokens"), e.to_string());
-                error.with(StatusCode::BAD_REQUEST, "context_length_exceeded")
-            }
             Error::Input { .. } => ApiError::invalid(None, e.to_string()),
             _ => ApiError::internal(e.to_string()),
         }

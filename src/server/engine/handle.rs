@@ -35,7 +35,8 @@ pub enum Refused {
 pub struct Engine {
     orders: Sender<Order>,
     tickets: Arc<Tickets>,
-    shared: Arc<Shared>,
+    /// Set once the model is there, or can't be.
+    loaded: Arc<OnceLock<Loaded>>,
     found: watch::Receiver<bool>,
     /// Closed when the thread has ended.
     alive: watch::Receiver<()>,
@@ -43,14 +44,7 @@ pub struct Engine {
     patience: Duration,
 }
 
-/// What the engine's thread tells.
-#[derive(Debug, Default)]
-struct Shared {
-    /// Set once the model is there, or can't be.
-    loaded: OnceLock<std::result::Result<Ready, Failed>>,
-    /// Set if the thread ends while the daemon runs, which only a fault of this program does.
-    ended: OnceLock<()>,
-}
+type Loaded = std::result::Result<Ready, Failed>;
 
 /// A model that is ready.
 #[derive(Debug)]
@@ -72,16 +66,16 @@ impl Engine {
         let (orders, taken) = channel();
         let (announce, found) = watch::channel(false);
         let (living, alive) = watch::channel(());
-        let shared = Arc::new(Shared::default());
+        let loaded = Arc::new(OnceLock::new());
         let tickets = Tickets::new(args.max_batch + args.queue, metrics.clone());
         let patience = Duration::from_secs(args.request_timeout);
-        let (args, theirs) = (args.clone(), shared.clone());
+        let (args, theirs) = (args.clone(), loaded.clone());
         std::thread::Builder::new().name("engine".into()).spawn(move || {
             // Dropped last, when all else has been told.
             let _living = living;
             work(&args, taken, &theirs, announce, metrics);
         })?;
-        Ok(Engine { orders, tickets, shared, found, alive, patience })
+        Ok(Engine { orders, tickets, loaded, found, alive, patience })
     }
 
     /// Waits until there is a model to load: a folder that is whole. False if there is none.
@@ -91,10 +85,10 @@ impl Engine {
 
     /// What it answers with, or why it doesn't.
     pub fn ready(&self) -> std::result::Result<&Ready, Refused> {
-        match self.shared.loaded.get() {
+        match self.loaded.get() {
             None => Err(Refused::Loading),
             Some(Err(failed)) => Err(Refused::Down(failed.message.clone())),
-            Some(Ok(_)) if self.shared.ended.get().is_some() => Err(Refused::Down(ENDED.into())),
+            Some(Ok(_)) if self.alive.has_changed().is_err() => Err(Refused::Down(ENDED.into())),
             Some(Ok(ready)) => Ok(ready),
         }
     }
@@ -103,7 +97,7 @@ impl Engine {
     pub async fn failed(&self) -> Failed {
         let mut alive = self.alive.clone();
         while alive.changed().await.is_ok() {}
-        match self.shared.loaded.get() {
+        match self.loaded.get() {
             Some(Err(failed)) => failed.clone(),
             _ => Failed { message: ENDED.into(), exit_code: 5 },
         }
@@ -129,23 +123,13 @@ impl Engine {
     }
 }
 
-/// Tells that the thread has ended, however it did.
-struct Tell<'a>(&'a Shared);
-
-impl Drop for Tell<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.ended.set(());
-    }
-}
-
 fn work(
     args: &ServeArgs,
     orders: Receiver<Order>,
-    shared: &Shared,
+    state: &OnceLock<Loaded>,
     announce: watch::Sender<bool>,
     metrics: Arc<Metrics>,
 ) {
-    let _tell = Tell(shared);
     let loaded = args.model.resolve().and_then(|resolved| {
         let _ = announce.send(true);
         load(args, &resolved)
@@ -154,7 +138,7 @@ fn work(
         Ok(loaded) => loaded,
         Err(e) => {
             let failed = Failed { message: e.to_string(), exit_code: e.exit_code() };
-            let _ = shared.loaded.set(Err(failed));
+            let _ = state.set(Err(failed));
             return;
         }
     };
@@ -169,7 +153,7 @@ fn work(
         caches / 1_000_000
     );
     let room = Room::new(model, tokenizer, args.max_batch, orders, metrics);
-    let _ = shared.loaded.set(Ok(ready));
+    let _ = state.set(Ok(ready));
     room.run();
 }
 

@@ -77,16 +77,14 @@ impl Slots {
     /// Where no slot is free.
     pub fn start(&mut self, task: Task) -> usize {
         self.clock += 1;
+        let held: Vec<usize> = self.slots.iter().map(|slot| slot.reusable(&task)).collect();
         let is_free = |at: &usize| self.slots[*at].sequence.is_none();
-        let own = |at: &usize| (self.slots[*at].reusable(&task), u64::MAX - self.slots[*at].used);
-        let free = (0..self.slots.len()).filter(is_free).max_by_key(own).expect("a slot is free");
-        let other = (0..self.slots.len()).max_by_key(|at| self.slots[*at].reusable(&task));
-        let (mut reused, mut from) = (self.slots[free].reusable(&task), None);
-        if let Some(other) = other.filter(|other| self.slots[*other].reusable(&task) > reused) {
-            reused = self.slots[other].reusable(&task);
-            from = Some(other);
-        }
-        match from.map(|other| self.slots.get_disjoint_mut([free, other])) {
+        let own = |at: &usize| (held[*at], u64::MAX - self.slots[*at].used);
+        let free = (0..held.len()).filter(is_free).max_by_key(own).expect("a slot is free");
+        let best = (0..held.len()).max_by_key(|at| held[*at]);
+        let other = best.filter(|best| held[*best] > held[free]);
+        let reused = held[other.unwrap_or(free)];
+        match other.map(|other| self.slots.get_disjoint_mut([free, other])) {
             Some(Ok([slot, other])) => slot.cache.copy_prefix(&other.cache, reused),
             _ => self.slots[free].cache.truncate(reused),
         }

@@ -62,7 +62,10 @@ impl Tickets {
     /// For a request of so many sequences; none if there are as many requests as there may be.
     pub fn take(self: &Arc<Tickets>, sequences: usize) -> Option<Arc<Ticket>> {
         let more = |out: usize| (out < self.most).then_some(out + 1);
-        self.out.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        if self.out.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_err() {
+            self.metrics.refused("queue_full");
+            return None;
+        }
         self.metrics.accepted.inc();
         let (left, worst) = (AtomicUsize::new(sequences), AtomicU8::new(0));
         Some(Arc::new(Ticket { tickets: self.clone(), left, worst }))

@@ -1,11 +1,11 @@
-//! Requests as they come in, and which of them were taken back.
+//! The protocol's lines, as an adapter in Rust reads and writes them: ahead, so that a run can be taken back while it goes on.
 
 use std::collections::HashSet;
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llorch_trace::protocol::Request;
+use crate::protocol::{Request, Response};
 
 /// Ids of runs that are to stop.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +21,7 @@ impl Cancelled {
     }
 }
 
-/// The lines of stdin, read ahead, so that `cancel` is seen while a run is going on; it isn't handed on.
+/// Reads lines ahead; `cancel` takes effect here and is not handed on.
 pub fn read_lines(
     mut requests: impl BufRead + Send + 'static,
     cancelled: Cancelled,
@@ -47,4 +47,15 @@ pub fn read_lines(
         }
     });
     lines
+}
+
+/// One message on a line of its own, at once.
+///
+/// # Errors
+/// Nobody reads the answers any more.
+pub fn write_line(answers: &mut impl Write, response: &Response) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    answers.write_all(&line)?;
+    answers.flush()
 }
