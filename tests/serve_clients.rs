@@ -1,8 +1,10 @@
-//! The daemon by clients that others wrote: OpenAI's own, an evaluation harness, a generator of requests, curl.
+//! The daemon by clients that others wrote: OpenAI's own, an evaluation harness, a generator of requests, a load
+//! generator, curl.
 #![allow(clippy::disallowed_methods, reason = "a test starts the programs that it tests")]
 
 mod run_support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,17 +52,25 @@ fn start(args: &[&str], key: Option<&str>) -> Daemon {
     Daemon::with(&args, &environment)
 }
 
+fn metrics(daemon: &Daemon, key: Option<&str>) -> String {
+    let request = ureq::get(format!("{}/metrics", daemon.url));
+    let request = request.header("authorization", format!("Bearer {}", key.unwrap_or("none")));
+    request.call().unwrap().into_body().read_to_string().unwrap()
+}
+
+/// A counter, with its labels as they are written.
+fn counted(daemon: &Daemon, name: &str) -> u64 {
+    let found = metrics(daemon, None);
+    let value = found.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {found}")).parse().unwrap()
+}
+
 /// It answers, and after a moment nothing of any request is left over.
 fn is_well(daemon: &Daemon, key: Option<&str>) {
-    let metrics = || {
-        let request = ureq::get(format!("{}/metrics", daemon.url));
-        let request = request.header("authorization", format!("Bearer {}", key.unwrap_or("none")));
-        request.call().unwrap().into_body().read_to_string().unwrap()
-    };
     let idle = ["llorch_running_sequences 0", "llorch_waiting_sequences 0"];
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let found = metrics();
+        let found = metrics(daemon, key);
         if idle.iter().all(|line| found.lines().any(|l| l == *line)) {
             return;
         }
@@ -71,14 +81,22 @@ fn is_well(daemon: &Daemon, key: Option<&str>) {
 
 #[test]
 fn openais_client_gets_everything_that_is_offered_with_a_key_and_without() {
-    // The same environment as that of tests/serve.rs.
     let python = python("openai", &clients());
     for key in [None, Some(KEY)] {
         let daemon = start(&[], key);
         let mut command = Command::new(&python);
         command.arg(clients().join("openai_client.py")).arg(&daemon.url).args(key);
         let found: Value = serde_json::from_str(&ran(&mut command)).unwrap();
-        assert_eq!(found["streamed"], found["text"]);
+        let text = &found["text"];
+        assert!(text.as_str().is_some_and(|text| !text.is_empty()));
+        assert_eq!((&found["by_ids"], &found["streamed"]), (text, text));
+        let tokens = found["tokens"].as_array().unwrap();
+        let joined: String = tokens.iter().filter_map(Value::as_str).collect();
+        assert_eq!(json!(joined), *text);
+        assert_eq!(found["top"], json!(vec![2; tokens.len()]));
+        let error =
+            json!({"status": 400, "code": "context_length_exceeded", "param": "max_tokens"});
+        assert_eq!((&found["error"], &found["missing"]), (&error, &json!("model_not_found")));
         let refused = json!({"status": 401, "code": "invalid_api_key", "param": null, "type": "authentication_error"});
         assert_eq!(found["key"], if key.is_some() { refused } else { Value::Null });
         is_well(&daemon, key);
@@ -194,6 +212,92 @@ fn thousands_of_generated_requests_get_what_the_description_says() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let cases = generated_requests(1400, now.as_secs());
     assert!(cases >= 5000, "{cases} cases");
+}
+
+/// The load generator, built once. What is pinned takes care of its own pins.
+fn oha() -> PathBuf {
+    const VERSION: &str = "1.16.0";
+    let home = llorch_models::cache_dir().join("envs").join(format!("test-oha-{VERSION}"));
+    let oha = home.join("bin/oha");
+    if !oha.exists() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut cargo = Command::new("cargo");
+        // Outside of the repository, whose settings are for its own programs.
+        cargo.current_dir(scratch.path()).args(["install", "oha", "--locked", "--quiet"]);
+        cargo.args(["--version", &format!("={VERSION}"), "--root"]).arg(&home);
+        cargo.arg("--target-dir").arg(scratch.path().join("target"));
+        // It has to wait for the daemon, not to be quick.
+        cargo.envs([
+            ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+            ("CARGO_PROFILE_RELEASE_LTO", "off"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+        ]);
+        ran(&mut cargo);
+    }
+    oha
+}
+
+/// So many requests on so many connections, each with the next of `bodies`; how many answers had which status.
+fn load(
+    daemon: &Daemon,
+    requests: u64,
+    connections: u32,
+    bodies: &[Value],
+    more: &[&str],
+) -> BTreeMap<String, u64> {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("bodies.jsonl");
+    let lines: Vec<String> = bodies.iter().map(Value::to_string).collect();
+    fs::write(&file, lines.join("\n")).unwrap();
+    let mut command = Command::new(oha());
+    command
+        .args(["-n", &requests.to_string(), "-c", &connections.to_string(), "-m", "POST"])
+        .args(["-T", "application/json", "-t", "60s", "--no-tui", "--output-format", "json", "-Z"])
+        .arg(file)
+        .args(more)
+        .arg(format!("{}/v1/completions", daemon.url));
+    let report: Value = serde_json::from_str(&ran(&mut command)).unwrap();
+    // A connection that was refused or cut, an answer that didn't come in a minute.
+    assert_eq!(report["errorDistribution"], json!({}), "{report}");
+    serde_json::from_value(report["statusCodeDistribution"].clone()).unwrap()
+}
+
+/// Each is answered, and the daemon has counted the same.
+fn answers_under_load(requests: u64) {
+    let body = |n: u64| {
+        json!({"prompt": "Hello.", "max_tokens": 1 + n % 12, "temperature": 1, "seed": n,
+            "ignore_eos": true, "stream": n.is_multiple_of(3), "n": 1 + n % 2, "echo": n.is_multiple_of(5)})
+    };
+    let mut bodies: Vec<Value> = (0..24).map(body).collect();
+    // As many as wait at most.
+    let daemon = Daemon::with(&["--max-batch", "16", "--queue", "112"], &[]);
+    let found = load(&daemon, requests, 64, &bodies, &[]);
+    assert_eq!(found, BTreeMap::from([("200".into(), requests)]));
+    is_well(&daemon, None);
+    let completed = "llorch_completions_ended_total{outcome=\"completed\"}";
+    assert_eq!(counted(&daemon, completed), requests);
+
+    // More than there is room for, on connections of their own, some of them wrong.
+    bodies.push(json!({"prompt": "Hello.", "max_tokens": -1}));
+    let daemon = Daemon::with(&["--max-batch", "4", "--queue", "8"], &[]);
+    let found = load(&daemon, requests, 64, &bodies, &["--disable-keepalive"]);
+    let of = |status: &str| found.get(status).copied().unwrap_or(0);
+    assert_eq!(of("200") + of("400") + of("429"), requests, "{found:?}");
+    assert!(of("200") > 0 && of("400") > 0 && of("429") > 0, "{found:?}");
+    is_well(&daemon, None);
+    assert_eq!(counted(&daemon, completed), of("200"));
+    assert_eq!(counted(&daemon, "llorch_refused_total{reason=\"queue_full\"}"), of("429"));
+}
+
+#[test]
+fn a_load_generator_gets_as_many_answers_as_it_asks_for() {
+    answers_under_load(1000);
+}
+
+#[test]
+#[ignore = "forty thousand requests, some minutes"]
+fn a_load_generator_gets_twenty_thousand_answers_twice() {
+    answers_under_load(20_000);
 }
 
 /// Body and status.

@@ -87,10 +87,15 @@ impl Access {
             );
             return Err(Error::input("use the API keys", what));
         }
+        let allowed = args.allow_host.iter();
+        if let Some(host) = allowed.clone().find(|host| !host.bytes().all(is_of_name)) {
+            let what = format!("{host:?} is none; expected a name, without a scheme or a port");
+            return Err(Error::input("use a host's name", what));
+        }
         let guarded = is_loopback && keys.is_empty();
         Ok(Access {
             keys: keys.iter().map(|key| sha256_bytes(key.as_bytes())).collect(),
-            hosts: guarded.then(|| args.allow_host.clone()),
+            hosts: guarded.then(|| allowed.cloned().collect()),
             cors: cors(&args.cors_origin)?,
             clients: RandomState::new(),
             metrics,
@@ -148,6 +153,10 @@ fn is_known(host: &str, hosts: &[String]) -> bool {
 
 fn is_visible(byte: u8) -> bool {
     (0x21..=0x7e).contains(&byte)
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
 fn read_keys(file: &Path) -> Result<Vec<String>> {

@@ -84,6 +84,7 @@ async fn serve(args: ServeArgs) -> Result<u8> {
         log_text: args.log_text,
         stopping,
     };
+    net::make_room_for(args.max_connections);
     let router = api::router().with_state(app);
     let limits = Limits {
         connections: args.max_connections,

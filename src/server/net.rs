@@ -41,6 +41,30 @@ fn busy() -> String {
 /// How long requests that are already on their way may still come in on open connections once the daemon ends.
 pub const LINGER: Duration = Duration::from_millis(300);
 
+/// Files that the daemon opens beside connections: the log, the model, the runtime's own, bundles that are written.
+const OTHER_FILES: u64 = 64;
+
+/// Sees to it that each connection that may be open can have a descriptor, as far as the system lets us; warns where it doesn't.
+pub fn make_room_for(connections: usize) {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let wanted = connections as u64 + OTHER_FILES;
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        // Absent: unlimited.
+        let Some(now) = current.filter(|now| *now < wanted) else { return };
+        let had = maximum.map_or(wanted, |most| most.min(wanted));
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(had), maximum });
+        let had = if raised.is_ok() { had } else { now };
+        if had < wanted {
+            tracing::warn!(
+                "only {had} files may be open (ulimit -n), and {connections} connections would take {wanted}: \
+                 some may have to wait"
+            );
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub connections: usize,

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_llorch-cpud");
+
 pub struct Daemon {
     pub child: Child,
     pub url: String,
@@ -14,12 +16,16 @@ pub struct Daemon {
 impl Daemon {
     pub fn start(args: &[&str]) -> Daemon {
         let daemon = Daemon::start_without_waiting(args);
+        daemon.wait_until_healthy();
+        daemon
+    }
+
+    pub fn wait_until_healthy(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while daemon.get("/health").0 != 200 {
+        while self.get("/health").0 != 200 {
             assert!(Instant::now() < deadline, "the daemon was not healthy within a minute");
             std::thread::sleep(Duration::from_millis(20));
         }
-        daemon
     }
 
     pub fn start_without_waiting(args: &[&str]) -> Daemon {
@@ -36,8 +42,26 @@ impl Daemon {
         Daemon::spawn(args, &[], Stdio::piped())
     }
 
+    /// Behind a command of the shell that sets limits; healthy, and its standard error the caller's.
+    pub fn start_limited(limit: &str, args: &[&str]) -> Daemon {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limit} && exec \"$@\""), "sh", PROGRAM]);
+        let daemon = Daemon::from(shell, args, &[], Stdio::piped());
+        daemon.wait_until_healthy();
+        daemon
+    }
+
     fn spawn(args: &[&str], environment: &[(&str, &str)], log: Stdio) -> Daemon {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
+        Daemon::from(Command::new(PROGRAM), args, environment, log)
+    }
+
+    fn from(
+        mut program: Command,
+        args: &[&str],
+        environment: &[(&str, &str)],
+        log: Stdio,
+    ) -> Daemon {
+        let mut child = program
             .args(["serve", "--port", "0", "--threads", "2"])
             .args(args)
             .envs(environment.iter().copied())

@@ -9,7 +9,6 @@ mod daemon;
 mod neighbours;
 #[path = "../run_support/node.rs"]
 mod node;
-mod openai;
 mod operation;
 mod page;
 mod security;

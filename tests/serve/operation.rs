@@ -60,7 +60,9 @@ fn sigterm_finishes_what_was_accepted_and_exits_0() {
     let url = format!("{}/v1/completions", daemon.url);
     let ask = json!({"prompt": "Hello.", "max_tokens": 200, "temperature": 0, "ignore_eos": true});
     let request = std::thread::spawn(move || answer(agent().post(&url).send_json(&ask)));
-    std::thread::sleep(Duration::from_millis(60));
+    while daemon.metric("llorch_completions_accepted_total") == 0.0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     daemon.terminate();
     let (status, body) = request.join().unwrap();
     assert_eq!((status, &body["usage"]["completion_tokens"]), (200, &json!(200)), "{body}");
@@ -171,8 +173,33 @@ fn connections_beyond_the_limit_are_told_to_come_again() {
         "{refused}"
     );
     drop(kept);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(daemon.get("/health").0, 200);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while daemon.get("/health").0 != 200 {
+        assert!(Instant::now() < deadline, "their places stay taken");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A connection takes a descriptor: as many as may be open are had from the system, or it is said that they aren't.
+#[test]
+fn descriptors_are_had_for_the_connections_that_may_be_open() {
+    let daemon = Daemon::start_limited("ulimit -Sn 64", &["--max-connections", "150"]);
+    let mut kept: Vec<TcpStream> = Vec::new();
+    for _ in 0..140 {
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        write!(socket, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut status = [0; 12];
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.read_exact(&mut status).expect("it takes the connection");
+        assert_eq!(&status, b"HTTP/1.1 200");
+        kept.push(socket);
+    }
+
+    let mut daemon = Daemon::start_limited("ulimit -n 100", &["--max-connections", "150"]);
+    daemon.terminate();
+    let mut said = String::new();
+    daemon.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("100 files") && said.contains("150 connections"), "{said}");
 }
 
 #[test]
@@ -198,14 +225,28 @@ fn while_it_ends_it_is_not_ready_and_what_takes_too_long_is_cut() {
     send(&mut open, &body, body.len());
     let mut first = [0; 12];
     open.read_exact(&mut first).unwrap();
+    // A connection that is open is still answered for a moment.
     let mut idle = TcpStream::connect(daemon.host()).unwrap();
-    // Let it be accepted.
-    std::thread::sleep(Duration::from_millis(100));
-    daemon.terminate();
-    std::thread::sleep(Duration::from_millis(50));
-    write!(idle, "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    let said = until_closed(&mut idle, Duration::from_secs(5));
-    assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("stopping"), "{said}");
+    idle.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut told = false;
+    let said = loop {
+        write!(idle, "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut answer = vec![0; 4096];
+        let n = idle.read(&mut answer).unwrap();
+        let said = String::from_utf8_lossy(&answer[..n]).into_owned();
+        if !said.starts_with("HTTP/1.1 200 ") {
+            break said;
+        }
+        if !told {
+            daemon.terminate();
+            told = true;
+        }
+    };
+    let rest = until_closed(&mut idle, Duration::from_secs(5));
+    assert!(
+        said.starts_with("HTTP/1.1 503 ") && (said.clone() + &rest).contains("stopping"),
+        "{said}"
+    );
     assert!(said.contains("connection: close"), "{said}");
     assert_eq!(daemon.exit_code(Duration::from_secs(10)), Some(1));
 }
@@ -231,9 +272,7 @@ fn a_second_signal_cuts() {
 fn options_come_from_the_environment_too() {
     let environment = [("LLORCH_MAX_BODY", "100"), ("LLORCH_API_KEY", "sesame")];
     let daemon = Daemon::start_in(&[], &environment);
-    while daemon.get("/health").0 != 200 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    daemon.wait_until_healthy();
     assert_eq!(daemon.get("/v1/models").0, 401);
     let post =
         agent().post(format!("{}/tokenize", daemon.url)).header("authorization", "Bearer sesame");
@@ -272,9 +311,7 @@ fn a_client_that_reads_nothing_does_not_keep_its_place() {
 fn with_log(args: &[&str]) -> (Daemon, std::process::ChildStderr) {
     let mut daemon = Daemon::start_logging(args);
     let log = daemon.child.stderr.take().unwrap();
-    while daemon.get("/health").0 != 200 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    daemon.wait_until_healthy();
     (daemon, log)
 }
 

@@ -149,12 +149,14 @@ fn answers_have_an_id_and_the_headers_of_safety() {
 #[test]
 fn keys_and_origins_that_are_none_are_refused_at_the_start() {
     let empty = tempfile::NamedTempFile::new().unwrap();
-    let cases: [(&[&str], i32, &str); 5] = [
+    let cases: [(&[&str], i32, &str); 7] = [
         (&["--api-key-file", "/nowhere/keys"], 3, "/nowhere/keys"),
         (&["--api-key-file", empty.path().to_str().unwrap()], 2, "has none"),
         (&["--api-key", "two words"], 2, "9 characters"),
         (&["--cors-origin", "example.org"], 2, "example.org"),
         (&["--cors-origin", "https://example.org/app"], 2, "without a path"),
+        (&["--allow-host", "box.lan:8080"], 2, "box.lan:8080"),
+        (&["--allow-host", "http://box.lan"], 2, "without a scheme"),
     ];
     for (args, code, says) in cases {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_llorch-cpud"))
