@@ -160,8 +160,8 @@ impl TextStream {
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = tokenizer.decode(&self.ids)?;
-        // A replacement character at the end may yet become a real one.
-        let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
+        // A replacement character at the end may yet become a real one. Those before it won't: what is unfinished is shown as one.
+        let whole = text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text).len();
         let piece = self.give(&text, whole);
         if whole == text.len() {
             // Bytes follow one another: what comes next doesn't depend on what was whole before it.

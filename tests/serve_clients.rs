@@ -52,25 +52,12 @@ fn start(args: &[&str], key: Option<&str>) -> Daemon {
     Daemon::with(&args, &environment)
 }
 
-fn metrics(daemon: &Daemon, key: Option<&str>) -> String {
-    let request = ureq::get(format!("{}/metrics", daemon.url));
-    let request = request.header("authorization", format!("Bearer {}", key.unwrap_or("none")));
-    request.call().unwrap().into_body().read_to_string().unwrap()
-}
-
-/// A counter, with its labels as they are written.
-fn counted(daemon: &Daemon, name: &str) -> u64 {
-    let found = metrics(daemon, None);
-    let value = found.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {name} in {found}")).parse().unwrap()
-}
-
 /// It answers, and after a moment nothing of any request is left over.
 fn is_well(daemon: &Daemon, key: Option<&str>) {
     let idle = ["llorch_running_sequences 0", "llorch_waiting_sequences 0"];
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let found = metrics(daemon, key);
+        let found = daemon.metrics(key);
         if idle.iter().all(|line| found.lines().any(|l| l == *line)) {
             return;
         }
@@ -275,7 +262,7 @@ fn answers_under_load(requests: u64) {
     assert_eq!(found, BTreeMap::from([("200".into(), requests)]));
     is_well(&daemon, None);
     let completed = "llorch_completions_ended_total{outcome=\"completed\"}";
-    assert_eq!(counted(&daemon, completed), requests);
+    assert_eq!(daemon.metric(completed) as u64, requests);
 
     // More than there is room for, on connections of their own, some of them wrong.
     bodies.push(json!({"prompt": "Hello.", "max_tokens": -1}));
@@ -285,8 +272,8 @@ fn answers_under_load(requests: u64) {
     assert_eq!(of("200") + of("400") + of("429"), requests, "{found:?}");
     assert!(of("200") > 0 && of("400") > 0 && of("429") > 0, "{found:?}");
     is_well(&daemon, None);
-    assert_eq!(counted(&daemon, completed), of("200"));
-    assert_eq!(counted(&daemon, "llorch_refused_total{reason=\"queue_full\"}"), of("429"));
+    assert_eq!(daemon.metric(completed) as u64, of("200"));
+    assert_eq!(daemon.metric("llorch_refused_total{reason=\"queue_full\"}") as u64, of("429"));
 }
 
 #[test]

@@ -18,10 +18,10 @@ use hyper::body::{Frame, SizeHint};
 use llorch_trace::hash::sha256_bytes;
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::api::OPEN;
-use super::api::error::ApiError;
+use super::api::error::{ApiError, Cause};
 use super::args::ServeArgs;
 use super::fresh_id;
 use super::metrics::Metrics;
@@ -194,8 +194,9 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
             AllowOrigin::list(origins.iter().map(one).collect::<Result<Vec<_>>>()?)
         }
     };
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE];
-    let layer = CorsLayer::new().allow_origin(allowed).allow_headers(headers);
+    // Whatever headers its client sends: OpenAI's has many of its own.
+    let layer =
+        CorsLayer::new().allow_origin(allowed).allow_headers(AllowHeaders::mirror_request());
     let layer = layer.allow_methods([Method::GET, Method::POST]).expose_headers([REQUEST_ID]);
     Ok(Some(layer))
 }
@@ -240,14 +241,19 @@ async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: 
     });
     let method = request.method().clone();
     // Only paths that there are, so that nobody can make the counters many.
-    let path = request.extensions().get::<MatchedPath>();
-    let path = path.map_or("other", MatchedPath::as_str).to_string();
+    let known = request.extensions().get::<MatchedPath>();
+    let known = known.map_or("other", MatchedPath::as_str).to_string();
+    let path = request.uri().path().chars().take(200).collect();
+    let has_body = method != Method::HEAD;
     let mut line = Line { id: id.clone(), method, path, began, status: None, whole: false };
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
     let status = response.status();
     line.status = Some(status.as_u16());
-    access.metrics.answered(&line.path, status.as_u16());
+    access.metrics.answered(&known, status.as_u16());
+    if let Some(Cause(cause)) = response.extensions_mut().remove() {
+        tracing::error!(id = id.to_str().unwrap_or_default(), "{cause}");
+    }
     response.headers_mut().insert(REQUEST_ID, id.clone());
     for (name, value) in ALWAYS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -256,7 +262,7 @@ async fn observe(State(access): State<Arc<Access>>, mut request: Request, next: 
         // Who has open connections is to find another daemon.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    line.whole = response.body().is_end_stream();
+    line.whole = !has_body || response.body().is_end_stream();
     let length = response.headers().get(header::CONTENT_LENGTH);
     let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
     response.map(|body| Body::new(Watched { body, left, line }))

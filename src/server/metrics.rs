@@ -152,6 +152,12 @@ impl Metrics {
         self.ended.get_or_create(&Ended { outcome }).inc();
     }
 
+    /// Requests that were accepted and have not ended.
+    pub fn unfinished(&self) -> u64 {
+        let ended = |outcome| self.ended.get_or_create(&Ended { outcome }).get();
+        self.accepted.get() - Outcome::ALL.into_iter().map(ended).sum::<u64>()
+    }
+
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&Refused { reason }).inc();
     }

@@ -13,6 +13,7 @@ mod net;
 mod shutdown;
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,6 +59,9 @@ async fn serve(args: ServeArgs) -> Result<u8> {
     if !is_loopback && args.api_key.is_none() && args.api_key_file.is_none() {
         tracing::warn!("everybody who can reach {address} may ask: no key is set");
     }
+    if let Some(store) = &args.store {
+        usable(store)?;
+    }
     let engine = Engine::start(&args, metrics.clone());
     let engine =
         Arc::new(engine.map_err(|e| Error::Service {
@@ -84,10 +88,9 @@ async fn serve(args: ServeArgs) -> Result<u8> {
         log_text: args.log_text,
         stopping,
     };
-    net::make_room_for(args.max_connections);
     let router = api::router().with_state(app);
     let limits = Limits {
-        connections: args.max_connections,
+        connections: net::room_for(args.max_connections),
         header_timeout: Duration::from_secs(args.header_timeout),
         write_timeout: Duration::from_secs(args.write_timeout),
     };
@@ -96,6 +99,13 @@ async fn serve(args: ServeArgs) -> Result<u8> {
     shutdown::serve(listener, router, engine, limits, metrics, drain, announce)
         .await
         .map_err(failed)
+}
+
+/// Makes a folder, unless there is one, and sees whether something can be made in it.
+fn usable(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("make", folder, e))?;
+    let trial = tempfile::tempdir_in(folder).map_err(|e| Error::io("write to", folder, e))?;
+    trial.close().map_err(|e| Error::io("write to", folder, e))
 }
 
 fn seconds_since_1970() -> u64 {

@@ -44,25 +44,28 @@ pub const LINGER: Duration = Duration::from_millis(300);
 /// Files that the daemon opens beside connections: the log, the model, the runtime's own, bundles that are written.
 const OTHER_FILES: u64 = 64;
 
-/// Sees to it that each connection that may be open can have a descriptor, as far as the system lets us; warns where it doesn't.
-pub fn make_room_for(connections: usize) {
+/// How many connections there can be of those that may be: each takes a descriptor. Asks the system for as many; says so where
+/// there are too few.
+pub fn room_for(connections: usize) -> usize {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let wanted = connections as u64 + OTHER_FILES;
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         // Absent: unlimited.
-        let Some(now) = current.filter(|now| *now < wanted) else { return };
+        let Some(now) = current.filter(|now| *now < wanted) else { return connections };
         let had = maximum.map_or(wanted, |most| most.min(wanted));
         let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(had), maximum });
         let had = if raised.is_ok() { had } else { now };
         if had < wanted {
+            let room = had.saturating_sub(OTHER_FILES).max(had / 4).max(1) as usize;
             tracing::warn!(
-                "only {had} files may be open (ulimit -n), and {connections} connections would take {wanted}: \
-                 some may have to wait"
+                "only {had} files may be open (ulimit -n): {room} connections are taken, not {connections}"
             );
+            return room;
         }
     }
+    connections
 }
 
 #[derive(Debug, Clone)]

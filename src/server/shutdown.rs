@@ -27,7 +27,7 @@ pub async fn serve(
     let wait = async move {
         let _ = seen.wait_for(|stopping| *stopping).await;
     };
-    let served = net::serve(listener, router, limits, metrics, wait);
+    let served = net::serve(listener, router, limits, metrics.clone(), wait);
     tokio::pin!(served);
     tokio::select! {
         () = &mut served => return Ok(0),
@@ -39,13 +39,13 @@ pub async fn serve(
         () = &mut served => Ok(0),
         second = second_signal() => {
             second?;
-            tracing::error!("stopped by a second signal");
+            tracing::error!("stopped by a second signal: {} unfinished", metrics.unfinished());
             Ok(130)
         }
         // Even with no time to drain, what is idle ends well.
         () = tokio::time::sleep(LINGER + drain.max(Duration::from_millis(200))) => {
             let s = drain.as_secs();
-            tracing::error!("stopped: not everything was finished within {s} s");
+            tracing::error!("stopped after {s} s: {} unfinished", metrics.unfinished());
             Ok(1)
         }
         code = failed(&engine) => Ok(code),
@@ -66,14 +66,17 @@ async fn second_signal() -> std::io::Result<()> {
     Ok(())
 }
 
-/// SIGTERM or Ctrl-C.
+/// SIGTERM, Ctrl-C, or the end of the terminal.
 fn signal() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    use tokio::signal::unix::{SignalKind, signal};
+    #[cfg(unix)]
+    let (mut term, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     Ok(async move {
         #[cfg(unix)]
         tokio::select! {
             _ = term.recv() => {}
+            _ = hangup.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
         }
         #[cfg(not(unix))]

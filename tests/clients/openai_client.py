@@ -14,6 +14,7 @@ KEY = sys.argv[2] if len(sys.argv) > 2 else None
 IDENTITY = dict(base_url=BASE_URL, api_key=KEY or "none", max_retries=0)
 client = openai.OpenAI(**IDENTITY)
 (model,) = [m.id for m in client.models.list()]
+assert client.models.retrieve(model).id == model
 ask = dict(model=model, prompt="Hello.", max_tokens=10, temperature=0)
 # Not OpenAI's: through the client's own door for such fields.
 IDS = {"return_token_ids": True, "ignore_eos": True}
@@ -90,7 +91,7 @@ def echo_with_logprobs():
     assert l.text_offset == offsets, (l.text_offset, offsets)
     assert only.usage.completion_tokens == 0 and only.usage.prompt_tokens == len(l.tokens)
     for token, p, top in list(zip(l.tokens, l.token_logprobs, l.top_logprobs))[1:]:
-        assert 3 <= len(top) <= 4 and p <= max(top.values()) and top.get(token, p) == p, (token, p, top)
+        assert 3 <= len(top) <= 4 and p <= max(top.values()) and top[token] == p, (token, p, top)
 
     # What follows has the same logprobs with the prompt before it as without.
     longer = create(prompt=prompt, max_tokens=6, echo=True, logprobs=3).choices[0]

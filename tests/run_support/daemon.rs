@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use super::serving::Daemon;
 use super::{diff, texts};
 
 /// `…/llorch-cpud trace`, built first where need be.
@@ -16,48 +17,20 @@ pub fn engine() -> String {
     texts(&output).0.trim().to_string()
 }
 
-/// A daemon that is stopped with the test.
-pub struct Daemon {
-    child: Child,
-    pub url: String,
-}
-
 impl Daemon {
     pub fn start() -> Daemon {
         Daemon::with(&[], &[])
     }
 
+    /// Our own engine as a daemon, ready, with options and an environment.
     pub fn with(args: &[&str], environment: &[(&str, &str)]) -> Daemon {
         let words = shlex::split(&engine()).unwrap();
-        let mut child = Command::new(&words[0])
-            .args(["serve", "--port", "0"])
-            .args(args)
-            .env_remove("LLORCH_API_KEY")
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        // From here on dropping it ends it, whatever goes wrong.
-        let mut daemon = Daemon { child, url: String::new() };
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        daemon.url = line.trim().strip_prefix("listening on ").unwrap().to_string();
-        // It answers 503 until the model is loaded.
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while ureq::get(format!("{}/health", daemon.url)).call().is_err() {
-            assert!(Instant::now() < deadline, "the daemon was not ready within a minute");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let mut program = Command::new(&words[0]);
+        program.args(["serve", "--port", "0"]).args(args);
+        program.env_remove("LLORCH_API_KEY").envs(environment.iter().copied());
+        let daemon = Daemon::spawn(program.stderr(Stdio::null()));
+        daemon.wait_until_healthy();
         daemon
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod node;
 pub mod reported;
 pub mod seeded;
+pub mod serving;
 pub mod terminal;
 
 use std::path::{Path, PathBuf};

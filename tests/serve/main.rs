@@ -12,6 +12,8 @@ mod node;
 mod operation;
 mod page;
 mod security;
+#[path = "../run_support/serving.rs"]
+mod serving;
 
 fn repository() -> std::path::PathBuf {
     env!("CARGO_MANIFEST_DIR").into()

@@ -196,10 +196,22 @@ fn descriptors_are_had_for_the_connections_that_may_be_open() {
     }
 
     let mut daemon = Daemon::start_limited("ulimit -n 100", &["--max-connections", "150"]);
+    let answered = (0..60).map(|_| {
+        let mut socket = TcpStream::connect(daemon.host()).unwrap();
+        write!(socket, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).expect("it answers, if only that there is no room");
+        (socket, String::from_utf8(status.to_vec()).unwrap())
+    });
+    let answered: Vec<_> = answered.collect();
+    let (taken, told): (Vec<_>, Vec<_>) = answered.iter().partition(|(_, s)| s.ends_with("200"));
+    assert!(!taken.is_empty() && !told.is_empty() && told.iter().all(|(_, s)| s.ends_with("503")));
     daemon.terminate();
     let mut said = String::new();
     daemon.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("100 files") && said.contains("150 connections"), "{said}");
+    assert!(said.contains("100 files") && said.contains("not 150"), "{said}");
+    assert!(!said.contains("failed to accept"), "{said}");
 }
 
 #[test]
@@ -350,6 +362,8 @@ fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
     let failing =
         agent().post(format!("{}/v1/completions", daemon.url)).send_json(ask(true)).unwrap();
     assert!(failing.into_body().read_to_string().unwrap().contains("\"code\":\"timeout\""));
+    // An answer that is a head alone.
+    agent().head(format!("{}/health", daemon.url)).call().unwrap();
     // A client that leaves before its answer.
     let body = ask(false).to_string();
     let mut socket = TcpStream::connect(daemon.host()).unwrap();
@@ -368,6 +382,8 @@ fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
         .collect();
+    let heads: Vec<_> = lines.iter().filter(|l| l["method"] == "HEAD").collect();
+    assert_eq!((heads.len(), &heads[0]["message"]), (1, &json!("answered")), "{said}");
     let captures: Vec<_> = lines.iter().filter(|l| l["path"] == "/v1/checkpoints").collect();
     assert_eq!((captures.len(), &captures[0]["message"]), (1, &json!("answered")), "{said}");
     let completions: Vec<_> = lines.iter().filter(|l| l["path"] == "/v1/completions").collect();
@@ -377,6 +393,34 @@ fn the_log_has_a_line_for_each_request_however_it_ends_and_no_text_of_it() {
     let failed: Vec<_> = lines.iter().filter(|l| l["level"] == "WARN").collect();
     assert_eq!(failed.len(), 1, "{said}");
     assert_eq!(failed[0]["id"], completions[1]["id"]);
+}
+
+#[test]
+fn the_log_has_the_text_of_prompts_and_answers_where_it_is_told_to() {
+    let (daemon, mut log) = with_log(&["--log-text", "--max-batch", "1", "--drain", "1"]);
+    let ask = |prompt: &str, n: u32, stream: bool| json!({"prompt": prompt, "n": n, "max_tokens": 200, "logit_bias": {"262": 100}, "stream": stream});
+    daemon.complete(ask("xylophone", 1, false));
+    let streamed =
+        agent().post(format!("{}/v1/completions", daemon.url)).send_json(ask("yttrium", 1, true));
+    streamed.unwrap().into_body().read_to_vec().unwrap();
+    let capture = json!({"prompt": "zeppelin", "points": ["ln_f"], "max_new_tokens": 1});
+    assert_eq!(daemon.post("/v1/checkpoints", &capture).0, 200);
+    // One that is cut by the end, which a hang-up asks for too.
+    let mut open = TcpStream::connect(daemon.host()).unwrap();
+    let body = ask("weasel", 128, true).to_string();
+    send(&mut open, &body, body.len());
+    let mut first = [0; 12];
+    open.read_exact(&mut first).unwrap();
+    let pid = daemon.child.id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    for prompt in ["xylophone", "yttrium", "zeppelin", "weasel"] {
+        assert_eq!(said.matches(prompt).count(), 1, "{prompt}: {said}");
+    }
+    assert!(said.matches(" the the").count() >= 2, "{said}");
+    assert!(said.matches(" texts").count() >= 3, "{said}");
+    assert!(said.contains("1 unfinished"), "{said}");
 }
 
 #[test]

@@ -19,8 +19,10 @@ pub struct Completion {
     pub model: String,
     /// All answers to the first prompt, then all to the second, and so on.
     pub choices: Vec<Choice>,
+    /// Null in the chunks of a stream before the one that has it; absent where it wasn't asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    #[schema(value_type = Option<Usage>)]
+    pub usage: Option<Option<Usage>>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -44,7 +46,7 @@ pub struct Logprobs {
     pub tokens: Vec<String>,
     /// log softmax of the model's own logits. Null for the first token of a prompt.
     pub token_logprobs: Vec<Option<f64>>,
-    /// Of the most likely tokens. Null for the first token of a prompt.
+    /// Of the most likely tokens and of the token itself. Null for the first token of a prompt.
     #[schema(value_type = Vec<Option<std::collections::BTreeMap<String, f64>>>)]
     pub top_logprobs: Vec<Option<TopLogprobs>>,
     /// Characters before it in the text.

@@ -29,6 +29,13 @@ impl FromRequest<App> for Body {
             let error = ApiError::invalid(None, message);
             return Err(error.with(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type"));
         }
+        if let Some(coding) = request.headers().get(header::CONTENT_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            let message = format!("content-encoding is {coding:?}; expected none");
+            let error = ApiError::invalid(None, message);
+            return Err(error.with(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding"));
+        }
         let read = tokio::time::timeout(app.body_timeout, whole(request, app.max_body));
         let bytes = read.await.map_err(|_| ApiError::late("the body did not come"))?;
         Body::read(&bytes?)

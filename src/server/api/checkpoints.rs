@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::{StreamExt, stream};
 use llorch_trace::bundle::{Bundle, BundleWriter, CaseRecord, MANIFEST, Manifest, TENSORS};
 use llorch_trace::{Dtype, Point, PointSet, Tensor, all_points};
@@ -21,11 +21,14 @@ use utoipa::ToSchema;
 use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::request::{REPETITION, SEED, WHOLE, check_ids, check_length, check_model, encode};
+use super::request::{
+    REPETITION, SEED, TOP_K, WHOLE, check_ids, check_length, check_model, encode, top_k,
+};
 use super::schemas::{ids_or_null_schema, prompt_schema};
 use crate::error::Error;
 use crate::generate::Options;
 use crate::sampler::Sampling;
+use crate::server::access::RequestId;
 use crate::server::engine::{Capture, Ready};
 
 /// Numbers that a JSON answer may have: as text they are several times as long.
@@ -55,9 +58,9 @@ pub struct CheckpointsRequest {
     /// 0, if absent, takes the most likely token.
     #[schema(minimum = 0, maximum = 2)]
     temperature: Option<f64>,
-    /// Draw from the k most likely tokens; 0, if absent, for all.
-    #[schema(minimum = 0)]
-    top_k: Option<usize>,
+    /// Draw from the k most likely tokens; 0, if absent, or -1 for all.
+    #[schema(minimum = -1)]
+    top_k: Option<i64>,
     /// Draw from the fewest tokens that together have this probability; 1 if absent.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f64>,
@@ -156,11 +159,19 @@ pub struct Stored {
         (status = 503, description = "The model is still loading", body = ErrorBody),
     )
 )]
-pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+pub async fn create(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let ready = app.engine.ready()?;
     let check = || CheckpointsRequest::read(body)?.check(&app.model, ready);
     let asked = tokio::task::block_in_place(check)?;
     let Asked { ids, options, points, case, format, store } = asked;
+    if app.log_text {
+        let prompt = ready.tokenizer.decode(&ids)?;
+        tracing::info!(id = id.as_str(), prompts = ?[prompt], "prompts");
+    }
     let place = Place::new(app.store.as_deref(), store.as_deref())?;
     let (ticket, deadline) = app.engine.ticket(1)?;
     let most = Most {
@@ -180,6 +191,9 @@ pub async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiE
     }
     let done = done?;
     let text = ready.tokenizer.decode(&done.ids)?;
+    if app.log_text {
+        tracing::info!(id = id.as_str(), texts = ?[&text], "texts");
+    }
     let record = CaseRecord { ids: prompt, generated: Some(done.ids), text: Some(text) };
     let model = json!({"name": *app.model, "sha256": ready.sha256, "dtype": app.dtype.to_string()});
     // The bundle is hashed and closed: of gigabytes, that takes seconds.
@@ -237,7 +251,7 @@ impl CheckpointsRequest {
             max_new_tokens: body.take("max_new_tokens", WHOLE)?,
             forced_ids: body.take("forced_ids", "a list of token ids")?,
             temperature: Some(body.number("temperature", 0.0, 0.0..=2.0)?),
-            top_k: body.take("top_k", WHOLE)?,
+            top_k: body.take("top_k", TOP_K)?,
             top_p: Some(body.number("top_p", 1.0, 0.0..=1.0)?),
             repetition_penalty: Some(body.number("repetition_penalty", 1.0, REPETITION)?),
             seed: body.take("seed", SEED)?,
@@ -271,7 +285,7 @@ impl CheckpointsRequest {
         }
         let sampling = Sampling {
             temperature: self.temperature.unwrap_or(0.0),
-            top_k: self.top_k.unwrap_or(0),
+            top_k: top_k(self.top_k)?,
             top_p: self.top_p.unwrap_or(1.0),
             repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
             seed: self.seed.unwrap_or(0) as u64,
@@ -361,7 +375,6 @@ impl Place {
                 "store: this daemon keeps no bundles; start it with --store DIR, or leave it out";
             return Err(ApiError::unsupported("store", message));
         };
-        std::fs::create_dir_all(store).map_err(|e| failed("make the folder of bundles", e))?;
         let dir = store.join(name);
         match std::fs::create_dir(&dir) {
             Ok(()) => Ok(Place::Stored { done: Unfinished(Some(dir.clone())), dir }),
@@ -370,7 +383,7 @@ impl Place {
                 let error = ApiError::invalid(Some("store"), message);
                 Err(error.with(StatusCode::CONFLICT, "exists"))
             }
-            Err(e) => Err(failed("make a folder for the bundle", e)),
+            Err(e) => Err(failed(&format!("make {}", dir.display()), e)),
         }
     }
 

@@ -65,10 +65,11 @@ pub async fn create(
     let growing = growing.collect::<crate::Result<Vec<_>>>()?;
     let (ticket, deadline) = app.engine.ticket(sequences)?;
     let (sender, told) = unbounded_channel();
-    let who = client.of(request.user.as_deref());
+    let (who, which) = (client.of(request.user.as_deref()), fresh_number());
     let tasks = (0..sequences).map(|index| Task {
         index,
         client: who,
+        request: which,
         ids: request.prompts[index / n].0.clone(),
         max_new_tokens: request.max_new_tokens,
         sampler: request.samplers[index % n].clone(),
@@ -88,7 +89,8 @@ pub async fn create(
     // The only ones left are the engine's: when it lets go of them all, there is nothing more to come.
     drop(sender);
     match request.stream {
-        true => Ok(events(answer, told, request.include_usage).into_response()),
+        // Asks a proxy in between, nginx say, not to collect what comes piece by piece.
+        true => Ok(([("x-accel-buffering", "no")], events(answer, told)).into_response()),
         false => Ok(Json(answer.whole(told).await?).into_response()),
     }
 }
@@ -103,7 +105,18 @@ struct Answer {
     prompt_tokens: usize,
     tokenizer: Arc<Tokenizer>,
     id: RequestId,
-    log_text: bool,
+    /// The texts so far, where they are logged.
+    said: Option<Vec<String>>,
+    include_usage: bool,
+}
+
+/// However it ends.
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(texts) = &self.said {
+            tracing::info!(id = self.id.as_str(), ?texts, "texts");
+        }
+    }
 }
 
 impl Answer {
@@ -123,25 +136,31 @@ impl Answer {
             usage: None,
         };
         let prompt_tokens = request.prompts.iter().map(|(ids, _)| ids.len()).sum();
-        let log_text = app.log_text;
-        Answer { head, open: growing.len(), growing, prompt_tokens, tokenizer, id, log_text }
+        let said = app.log_text.then(|| vec![String::new(); growing.len()]);
+        let include_usage = request.stream && request.include_usage;
+        let open = growing.len();
+        Answer { head, open, growing, prompt_tokens, tokenizer, id, said, include_usage }
     }
 
     /// The parts of the answer that an event gives.
     fn parts(&mut self, index: usize, event: Event) -> Result<Vec<Choice>, Failure> {
         let growing = &mut self.growing[index];
-        match event {
+        let parts = match event {
             Event::Prompt(logprobs) => {
                 growing.prompt(logprobs);
-                Ok(vec![])
+                vec![]
             }
-            Event::Token(token) => Ok(growing.token(token, &self.tokenizer)),
+            Event::Token(token) => growing.token(token, &self.tokenizer),
             Event::Done { finish, tail } => {
                 self.open -= 1;
-                Ok(growing.done(finish, tail, &self.tokenizer))
+                growing.done(finish, tail, &self.tokenizer)
             }
-            Event::Failed(failure) => Err(failure),
+            Event::Failed(failure) => return Err(failure),
+        };
+        if let Some(said) = &mut self.said {
+            parts.iter().for_each(|part| said[index].push_str(&part.text));
         }
+        Ok(parts)
     }
 
     fn usage(&self) -> Usage {
@@ -164,21 +183,19 @@ impl Answer {
                 }
             }
         }
-        let usage = Some(self.usage());
-        let choices: Vec<Choice> = choices.into_iter().flatten().collect();
-        if self.log_text {
-            let texts: Vec<_> = choices.iter().map(|choice| &choice.text).collect();
-            tracing::info!(id = self.id.as_str(), ?texts, "texts");
-        }
-        Ok(Completion { choices, usage, ..self.head })
+        let usage = Some(Some(self.usage()));
+        let choices = choices.into_iter().flatten().collect();
+        Ok(Completion { choices, usage, ..self.head.clone() })
     }
 
     fn chunk(&self, choices: Vec<Choice>) -> String {
-        to_json(&Completion { choices, ..self.head.clone() })
+        // Where usage comes at the end, it is said that it isn't here.
+        let usage = self.include_usage.then_some(None);
+        to_json(&Completion { choices, usage, ..self.head.clone() })
     }
 
     /// The lines of server-sent events that an event gives, and whether they are the last.
-    fn lines(&mut self, told: Option<(usize, Event)>, usage: bool) -> (Vec<String>, bool) {
+    fn lines(&mut self, told: Option<(usize, Event)>) -> (Vec<String>, bool) {
         let parts = match told {
             Some((index, event)) => self.parts(index, event).map_err(ApiError::from),
             None => Err(stopped()),
@@ -195,8 +212,8 @@ impl Answer {
         if self.open > 0 {
             return (lines, false);
         }
-        if usage {
-            let usage = Some(self.usage());
+        if self.include_usage {
+            let usage = Some(Some(self.usage()));
             lines.push(to_json(&Completion { usage, ..self.head.clone() }));
         }
         lines.push("[DONE]".into());
@@ -221,12 +238,11 @@ fn to_json(value: &impl serde::Serialize) -> String {
 fn events(
     answer: Answer,
     told: UnboundedReceiver<(usize, Event)>,
-    usage: bool,
 ) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
     let events = stream::unfold(Some((answer, told)), move |state| async move {
         let (mut answer, mut told) = state?;
         let event = told.recv().await;
-        let (lines, last) = answer.lines(event, usage);
+        let (lines, last) = answer.lines(event);
         Some((lines, (!last).then_some((answer, told))))
     });
     let events = events.flat_map(stream::iter);

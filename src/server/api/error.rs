@@ -118,10 +118,22 @@ impl From<Error> for ApiError {
     }
 }
 
+/// What a fault of the daemon's own came of, beside the answer that tells its client: for the log.
+#[derive(Debug, Clone)]
+pub struct Cause(pub String);
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status;
+        let cause = (status == StatusCode::INTERNAL_SERVER_ERROR).then(|| self.message.clone());
         let mut response = (status, Json(self.body())).into_response();
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(Cause(cause));
+        }
+        if status == StatusCode::REQUEST_TIMEOUT {
+            // OpenAI's clients would ask the same again, and wait as long.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         let again =
             matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if again {

@@ -59,6 +59,7 @@ pub fn router() -> Router<App> {
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
         .route("/v1/models", get(status::models))
+        .route("/v1/models/{*model}", get(status::model))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/completions", post(completions::create))

@@ -17,6 +17,7 @@ use super::{OPEN, checkpoints, completions, status, tokens};
         tokens::tokenize,
         tokens::detokenize,
         status::models,
+        status::model,
         status::health,
         status::ready,
         status::metrics,
@@ -47,7 +48,10 @@ struct Everywhere;
 
 impl Modify for Everywhere {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
-        const ALL: [(&str, &str); 1] = [("403", "Asked by a name that the daemon doesn't know")];
+        const ALL: [(&str, &str); 2] = [
+            ("403", "Asked by a name that the daemon doesn't know"),
+            ("500", "A fault of the daemon's own, which its log has too"),
+        ];
         const WITH_KEY: [(&str, &str); 1] = [("401", "The key is missing or wrong")];
         const WITH_BODY: [(&str, &str); 3] = [
             ("408", "Not sent or not done within the time allowed"),

@@ -29,11 +29,12 @@ pub const REPETITION: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 pub const MAX_SEQUENCES: usize = 128;
 
 pub const WHOLE: &str = "a whole number, 0 or more";
-pub const SEED: &str = "a whole number of 64 bits, below 0 too";
+pub const SEED: &str = "a whole number, -2^63 to 2^63 - 1";
+pub const TOP_K: &str = "a whole number, 1 or more, or 0 or -1 for all";
+const LOGPROBS: &str = "a whole number, 0 to 5";
 const FLAG: &str = "true or false";
 
-/// The body of `POST /v1/completions`. Fields that are not here and change nothing (`user`) are
-/// ignored, as OpenAI's API does; null is as good as absent.
+/// The body of `POST /v1/completions`. Fields that are not here are ignored, as OpenAI's API does; null is as good as absent.
 #[derive(Debug, Clone, ToSchema)]
 #[schema(example = json!({"prompt": "Hello.", "max_tokens": 10, "temperature": 0}))]
 pub struct CompletionRequest {
@@ -50,9 +51,9 @@ pub struct CompletionRequest {
     /// Draw from the fewest tokens that together have this probability; 1 if absent.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
-    /// Not OpenAI's: draw from the k most likely tokens; 0 for all.
-    #[schema(minimum = 0)]
-    pub top_k: Option<usize>,
+    /// Not OpenAI's: draw from the k most likely tokens; 0 or -1 for all.
+    #[schema(minimum = -1)]
+    pub top_k: Option<i64>,
     /// Not OpenAI's: of Keskar et al. 2019; 1 is none.
     #[schema(minimum = 0.01, maximum = 100)]
     pub repetition_penalty: Option<f64>,
@@ -163,7 +164,7 @@ impl CompletionRequest {
             max_tokens: body.take("max_tokens", WHOLE)?,
             temperature: Some(body.number("temperature", 1.0, 0.0..=2.0)?),
             top_p: Some(body.number("top_p", 1.0, 0.0..=1.0)?),
-            top_k: body.take("top_k", WHOLE)?,
+            top_k: body.take("top_k", TOP_K)?,
             repetition_penalty: Some(body.number("repetition_penalty", 1.0, REPETITION)?),
             presence_penalty: Some(body.number("presence_penalty", 0.0, PENALTY)?),
             frequency_penalty: Some(body.number("frequency_penalty", 0.0, PENALTY)?),
@@ -172,7 +173,7 @@ impl CompletionRequest {
             best_of: body.take("best_of", COUNT)?,
             seed: body.take("seed", SEED)?,
             stop: body.take("stop", "a text or a list of texts")?,
-            logprobs: body.take("logprobs", WHOLE)?,
+            logprobs: body.take("logprobs", LOGPROBS)?,
             echo: body.take("echo", FLAG)?,
             stream: body.take("stream", FLAG)?,
             stream_options: body
@@ -262,15 +263,15 @@ impl CompletionRequest {
         let number = |value: Option<f64>| value.unwrap_or_default();
         let top_p = number(self.top_p);
         if top_p == 0.0 {
-            return Err(ApiError::invalid(Some("top_p"), "top_p is 0; expected above 0"));
+            return Err(ApiError::invalid(Some("top_p"), "top_p is 0; expected above 0, to 1"));
         }
-        let bias = self.bias(ready)?;
+        let (bias, top_k) = (self.bias(ready)?, top_k(self.top_k)?);
         let seed = self.seed.map_or_else(fresh_number, |seed| seed as u64);
         let mut others = SplitMix64::new(seed);
         let sampler = |i| {
             let sampling = Sampling {
                 temperature: number(self.temperature),
-                top_k: self.top_k.unwrap_or(0),
+                top_k,
                 top_p,
                 repetition_penalty: number(self.repetition_penalty),
                 presence_penalty: number(self.presence_penalty),
@@ -304,8 +305,13 @@ impl CompletionRequest {
             Some(Stop::One(one)) => vec![one.clone()],
             Some(Stop::Many(many)) => many.clone(),
         };
-        if stops.len() > MAX_STOPS || stops.iter().any(String::is_empty) {
-            let message = format!("stop takes up to {MAX_STOPS} texts, none of them empty");
+        let found = match stops.len() {
+            n if n > MAX_STOPS => Some(format!("has {n} texts")),
+            _ if stops.iter().any(String::is_empty) => Some("has an empty text".into()),
+            _ => None,
+        };
+        if let Some(found) = found {
+            let message = format!("stop {found}; expected up to {MAX_STOPS}, none of them empty");
             return Err(ApiError::invalid(Some("stop"), message));
         }
         Ok(stops)
@@ -314,11 +320,23 @@ impl CompletionRequest {
     fn logprobs(&self) -> Result<Option<usize>, ApiError> {
         match self.logprobs {
             Some(n) if n > MAX_LOGPROBS => {
-                let message = format!("logprobs is {n}; expected 0 to {MAX_LOGPROBS}");
+                let message = format!("logprobs is {n}; expected {LOGPROBS}");
                 Err(ApiError::invalid(Some("logprobs"), message))
             }
             other => Ok(other),
         }
+    }
+}
+
+/// 0 is all; so is -1, as other servers have it.
+pub fn top_k(given: Option<i64>) -> Result<usize, ApiError> {
+    let given = given.unwrap_or(0);
+    match given {
+        -1 => Ok(0),
+        _ => usize::try_from(given).map_err(|_| {
+            let message = format!("top_k is {given}; expected {TOP_K}");
+            ApiError::invalid(Some("top_k"), message)
+        }),
     }
 }
 
@@ -350,7 +368,7 @@ pub fn check_ids(ids: &[u32], param: &'static str, ready: &Ready) -> Result<(), 
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),
         Some(id) => {
-            let message = format!("token id {id} is outside the vocabulary of {vocabulary}");
+            let message = format!("{param} has token id {id}; expected ids below {vocabulary}");
             Err(ApiError::invalid(Some(param), message))
         }
     }

@@ -1,7 +1,8 @@
 //! What the daemon is and how it does.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -9,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
+use super::request::check_model;
 use crate::server::engine::Refused;
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -102,9 +104,33 @@ pub async fn ready(state: State<App>) -> Response {
     )
 )]
 pub async fn models(State(app): State<App>) -> Result<Json<ModelList>, ApiError> {
+    Ok(Json(ModelList { object: "list", data: vec![card(&app)?] }))
+}
+
+/// The same, by its name, slashes and all.
+#[utoipa::path(
+    get, path = "/v1/models/{model}", tag = "OpenAI",
+    params(("model" = String, Path, description = "The name that the daemon was started with")),
+    responses(
+        (status = 200, description = "The model", body = ModelCard),
+        (status = 404, description = "Another model is asked for", body = ErrorBody),
+        (status = 503, description = "The model is still loading", body = ErrorBody),
+    )
+)]
+pub async fn model(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelCard>, ApiError> {
+    // What isn't text is no model's name.
+    let name = name.map_or(String::new(), |Path(name)| name);
+    check_model(Some(&name), &app.model)?;
+    Ok(Json(card(&app)?))
+}
+
+fn card(app: &App) -> Result<ModelCard, ApiError> {
     let ready = app.engine.ready()?;
     let config = &ready.config;
-    let card = ModelCard {
+    Ok(ModelCard {
         id: app.model.to_string(),
         object: "model",
         created: app.started,
@@ -116,8 +142,7 @@ pub async fn models(State(app): State<App>) -> Result<Json<ModelList>, ApiError>
         n_head: config.n_head,
         n_embd: config.n_embd,
         vocab_size: config.vocab_size,
-    };
-    Ok(Json(ModelList { object: "list", data: vec![card] }))
+    })
 }
 
 /// Counts and times, for Prometheus.

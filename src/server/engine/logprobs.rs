@@ -6,7 +6,7 @@ use crate::tokenizer::Tokenizer;
 pub struct TokenLogprob {
     pub token: String,
     pub logprob: f64,
-    /// The most likely ones, the likeliest first; of equals, the lower id.
+    /// The most likely ones, the likeliest first, of equals the lower id; and the token itself, if it isn't one of them.
     pub top: Vec<(String, f64)>,
 }
 
@@ -18,7 +18,11 @@ pub fn logprob(tokenizer: &Tokenizer, logits: &[f32], id: u32, n: usize) -> Toke
         Some(logit) => f64::from(*logit) - log_sum,
         None => f64::NEG_INFINITY,
     };
-    let top = likeliest(logits, n).into_iter().map(|id| (tokenizer.piece(id), of(id)));
+    let mut top = likeliest(logits, n);
+    if !top.contains(&id) {
+        top.push(id);
+    }
+    let top = top.into_iter().map(|id| (tokenizer.piece(id), of(id)));
     TokenLogprob { token: tokenizer.piece(id), logprob: of(id), top: top.collect() }
 }
 

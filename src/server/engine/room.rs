@@ -12,6 +12,7 @@ use super::sequence::{Failure, Sequence, Task};
 use super::slots::Slots;
 use super::ticket::Outcome;
 use super::waiting::Waiting;
+use crate::error::Error;
 use crate::generate::{Finish, generate};
 use crate::kv_cache::KvCache;
 use crate::model::{self, Model};
@@ -123,6 +124,10 @@ impl Room {
         drop(recorder);
         let (outcome, answer) = match done {
             Some(Ok(done)) if done.finish != Finish::Cancelled => (Outcome::Completed, Ok(done)),
+            // Answered with what is wrong with it: more than may be captured.
+            Some(Err(error @ Error::Input { .. })) => {
+                (Outcome::Completed, Err(Failure::Engine(error.to_string())))
+            }
             Some(Err(error)) => (Outcome::Failed, Err(Failure::Engine(error.to_string()))),
             _ => (over().unwrap_or(Outcome::TimedOut), Err(Failure::Late)),
         };
@@ -377,7 +382,9 @@ mod tests {
         let (mut two, late) = task(2, &[1, 2, 3], 200);
         let (three, waits) = task(3, &[4, 5], 3);
         let (four, gone_waiting) = task(4, &[4, 5], 3);
-        two.deadline = Instant::now() + std::time::Duration::from_millis(300);
+        // Far enough for the steps before it, on a machine that is busy with something else.
+        let over = Instant::now() + std::time::Duration::from_secs(3);
+        two.deadline = over;
         for task in [one, two, three, four] {
             put(&mut room, task);
         }
@@ -388,7 +395,7 @@ mod tests {
         assert_eq!((room.computing.slots.running(), room.computing.waiting.len()), (2, 0));
         let (ids, _) = all(waits);
         assert_eq!(ids.len(), 1, "it took the free place in the same step");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(over.saturating_duration_since(Instant::now()));
         room.step();
         assert!(matches!(all(late).1, Some(Event::Failed(Failure::Late))));
         while !room.is_idle() {

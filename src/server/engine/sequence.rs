@@ -23,12 +23,14 @@ pub struct Task {
     pub index: usize,
     /// Whose it is: clients take turns.
     pub client: u64,
+    /// Which request it is of: those of one client take turns too.
+    pub request: u64,
     /// One or more.
     pub ids: Arc<[u32]>,
     /// 0 where only the prompt's logprobs are wanted.
     pub max_new_tokens: usize,
     pub sampler: Sampler,
-    /// Tokens that end it, and are no part of the text.
+    /// Tokens that end it. They are told, and are no part of the text.
     pub stop_ids: Vec<u32>,
     pub stop: Vec<String>,
     /// How many of the most likely tokens to give with each; `None` for no logprobs at all.
@@ -192,14 +194,15 @@ impl Sequence {
         let now = Instant::now();
         self.tokens_came = Some((self.tokens_came.map_or(now, |(first, _)| first), now));
         self.ids.push(id);
-        // The token that ends the text is no part of it.
+        let logprob = self.task.logprobs.map(|n| logprob(tokenizer, logits, id, n));
+        // The token that ends the text is told like any other, and adds nothing to it.
         if self.task.stop_ids.contains(&id) {
+            self.tell(Event::Token(Token { id, text: String::new(), chars: 0, logprob }));
             return self.finish(FinishReason::Stop, tokenizer);
         }
         let piece = self.text.push(tokenizer, id)?;
         let chars = piece.chars().count();
         let (text, found) = self.stop.push(&piece);
-        let logprob = self.task.logprobs.map(|n| logprob(tokenizer, logits, id, n));
         self.tell(Event::Token(Token { id, text, chars, logprob }));
         if found {
             self.end(FinishReason::Stop, String::new());

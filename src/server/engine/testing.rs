@@ -28,6 +28,7 @@ pub fn task(
     let task = Task {
         index: 0,
         client,
+        request: client,
         ids: Arc::from(ids),
         max_new_tokens,
         sampler: Sampler::new(Sampling::default()).unwrap(),
