@@ -20,10 +20,10 @@ POINTS = ["tokens", "h.0.ln_1", "h.*.attn.probs", "h.3", "*.q", "logits.last", "
 REASONS = {
     400: [
         r"^\d+ prompt tokens and max_tokens \d+ do not fit the context of \d+$",
-        r"^token id \d+ is outside the vocabulary of \d+$",
+        r"^(prompt|ids|forced_ids) has token id \d+; expected ids below \d+$",
         r"^prompt has no tokens; expected one or more$",
         r"^max_tokens is 0; expected 1 or more, or echo$",
-        r"^(prompt|n): \d+ prompts and n \d+; expected 1 to 128 answers in all$",
+        r"^\d+ prompts with n \d+ are too many; expected up to 128 answers in all$",
         r"^logit_bias gives \"\d+\" \S+; expected a token id below \d+",
         r"^forced_ids has \d+; expected max_new_tokens of them, \d+$",
         r"^points: .* matches none; llorch-diff points lists them$",
@@ -35,7 +35,7 @@ REASONS = {
     422: [
         r"^best_of is not offered: expected it absent or n, which is \d+$",
         r"^store: this daemon keeps no bundles; start it with --store DIR, or leave it out$",
-        r"^the tensors take more than \d+ MB; ask for fewer points or steps$",
+        r"^the tensors take more than --max-capture of this daemon; ask for a shorter prompt, or for fewer points or steps$",
     ],
 }
 
